@@ -1,0 +1,120 @@
+"""What a model is fed: requests and impressions, cut from the log and padded.
+
+Histories live once, ragged, in :class:`~recsys_edu.data.interactions.Histories`. A
+batch copies out the events its rows need and nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys_edu.data.interactions import Histories, InteractionLog
+from recsys_edu.tree import TensorTree
+
+
+@dataclass(frozen=True)
+class History(TensorTree):
+    """B padded histories of at most N events, oldest first, padding at the end."""
+
+    item: Tensor  # [B, N] int64 item index, 0 under padding
+    action: Tensor  # [B, N] int64 what the user did, 0 under padding
+    timestamp: Tensor  # [B, N] int64 seconds, 0 under padding
+    mask: Tensor  # [B, N] bool, True where there is an event
+
+
+@dataclass(frozen=True)
+class Request(TensorTree):
+    """B requests: one user, one history and M candidates each."""
+
+    user: Tensor  # [B] int64 user index
+    timestamp: Tensor  # [B] int64 seconds
+    candidates: Tensor  # [B, M] int64 item index
+    history: History
+
+
+@dataclass(frozen=True)
+class Impressions(TensorTree):
+    """Requests whose outcome is known."""
+
+    request: Request
+    label: Tensor  # [B, M] float32 in {0, 1}
+
+
+def pad_histories(
+    histories: Histories, start: np.ndarray, end: np.ndarray, max_events: int
+) -> History:
+    """Copies the last ``max_events`` events of each slice [start, end) to a rectangle.
+
+    The rectangle is as wide as its longest history, so N <= max_events; N = 0 is valid.
+
+    Args:
+        histories: the ragged events.
+        start, end: [B] ranges of events, as in ``histories.start`` and ``.end``.
+        max_events: the most recent events to keep, >= 0.
+    """
+    if max_events < 0:
+        raise ValueError(f"max_events is {max_events}; it must be 0 or more")
+    length = np.minimum(end - start, max_events)  # [B]
+    column = np.arange(length.max(initial=0))  # [N]
+    mask = column < length[:, None]  # [B, N]
+    event = np.where(mask, (end - length)[:, None] + column, 0)
+
+    def gather(values: np.ndarray) -> Tensor:
+        # `event` is 0 under padding, which an empty log does not have.
+        padded = values[event] if len(values) else np.zeros_like(event)
+        return torch.from_numpy(np.where(mask, padded, 0))
+
+    return History(
+        item=gather(histories.item),
+        action=gather(histories.action),
+        timestamp=gather(histories.timestamp),
+        mask=torch.from_numpy(mask),
+    )
+
+
+def impressions_at(
+    log: InteractionLog, histories: Histories, rows: np.ndarray, max_events: int
+) -> Impressions:
+    """The impressions in ``rows`` of the log, one candidate (M = 1) each.
+
+    Args:
+        log: the impression log.
+        histories: ``Histories.from_log(log)``.
+        rows: [B] row numbers of the log.
+        max_events: the most recent events of history to keep; 0 for none.
+    """
+    request = Request(
+        user=torch.from_numpy(log.user[rows]),
+        timestamp=torch.from_numpy(log.timestamp[rows]),
+        candidates=torch.from_numpy(log.item[rows])[:, None],
+        history=pad_histories(
+            histories, histories.start[rows], histories.end[rows], max_events
+        ),
+    )
+    return Impressions(request, torch.from_numpy(log.label[rows])[:, None])
+
+
+def batches(
+    log: InteractionLog,
+    histories: Histories,
+    rows: np.ndarray,
+    *,
+    batch_size: int,
+    max_events: int,
+    generator: np.random.Generator | None = None,
+) -> Iterator[Impressions]:
+    """Yields ``rows`` in batches, shuffled if a generator is given.
+
+    The last batch holds what is left. No row is dropped and none is repeated.
+    """
+    if generator is not None:
+        rows = generator.permutation(rows)
+    for first in range(0, len(rows), batch_size):
+        yield impressions_at(
+            log, histories, rows[first : first + batch_size], max_events
+        )

@@ -1,0 +1,25 @@
+"""Ranking logs: one type for all of them, and a loader for each source.
+
+The loaders are modules: `from recsys_edu.data import movielens, kuairand, tables`.
+They are not imported here, because they bring pandas with them.
+"""
+
+from recsys_edu.data.interactions import (
+    Features,
+    Histories,
+    InteractionLog,
+    Split,
+    earlier_events,
+    split_at_random,
+    split_by_time,
+)
+
+__all__ = [
+    "Features",
+    "Histories",
+    "InteractionLog",
+    "Split",
+    "earlier_events",
+    "split_at_random",
+    "split_by_time",
+]

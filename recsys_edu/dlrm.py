@@ -1,0 +1,138 @@
+"""The ranker: a DLRM whose every part sits on the clock it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from recsys_edu.batch import Request
+from recsys_edu.embeddings import Embeddings
+from recsys_edu.encoders.base import HistoryCode, HistoryEncoder, ItemCode
+from recsys_edu.tree import TensorTree
+
+
+class TopMLP(nn.Module):
+    """An MLP from features to a logit whose first layer is split by clock.
+
+    The first layer is linear, so it may be applied to parts of its input at different
+    times and the results added::
+
+        W [x_user; x_item; x_cross] + b
+            = (W_user x_user + b)  +  W_item x_item  +  W_cross x_cross
+               request clock          item clock        candidate clock
+
+    Splitting changes nothing but rounding.
+
+    Args:
+        user, item, cross: widths of the three parts of the input.
+        hidden: widths of the hidden layers; the first is H.
+    """
+
+    def __init__(self, user: int, item: int, cross: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.user = nn.Linear(user, hidden[0])
+        self.item = nn.Linear(item, hidden[0], bias=False)
+        self.cross = nn.Linear(cross, hidden[0], bias=False)
+        self.rest = nn.Sequential()
+        for width, following in pairwise([*hidden, 1]):
+            self.rest.extend([nn.ReLU(), nn.Linear(width, following)])
+
+    def forward(self, user_share: Tensor, item_share: Tensor, cross: Tensor) -> Tensor:
+        """Candidate clock: kept shares [..., H] and cross [..., X] -> logits [...]."""
+        return self.rest(user_share + item_share + self.cross(cross)).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class ItemSide(TensorTree):
+    """What the item clock keeps of items; ``side[index]`` looks items up."""
+
+    vectors: Tensor  # [..., S_t, d]
+    share: Tensor  # [..., H] of the top MLP's first layer
+    code: ItemCode  # the encoder's
+
+
+@dataclass(frozen=True)
+class RequestSide(TensorTree):
+    """What the request clock keeps of B requests."""
+
+    vectors: Tensor  # [B, S_u, d]
+    share: Tensor  # [B, H] of the top MLP's first layer
+    code: HistoryCode  # the encoder's
+
+
+class DLRM(nn.Module):
+    """A deep learning recommendation model (Naumov et al. 2019), split by clock.
+
+    With u [S_u, d] the user's vectors, t [S_t, d] the item's and, if there is an
+    encoder, h [d] what it makes of candidate and history, the model is::
+
+        logit = top([dots(u), u_0;  dots(t), t_0;  u.t, u.h, t.h, h])
+                     x_user         x_item         x_cross
+
+    that is: all pairwise dots, the bottom MLPs' outputs u_0 and t_0, and h. A naive
+    DLRM has no encoder and no h. ``forward`` composes the three methods, one a clock.
+
+    Args:
+        embeddings: the vectors of users, items and events.
+        encoder: fuses candidates with the history; None for a naive DLRM.
+        hidden: widths of the top MLP's hidden layers; the first is H.
+    """
+
+    def __init__(
+        self,
+        embeddings: Embeddings,
+        encoder: HistoryEncoder | None = None,
+        *,
+        hidden: Sequence[int] = (64,),
+    ) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+        self.encoder = encoder
+        users, items, d = embeddings.users, embeddings.items, embeddings.d
+        cross = users.n_vectors * items.n_vectors
+        if encoder is not None:
+            cross += users.n_vectors + items.n_vectors + d
+        self.top = TopMLP(users.n_own, items.n_own, cross, hidden)
+
+    def encode_items(self, item: Tensor) -> ItemSide:
+        """Item clock: item indices [...] -> vectors, share and the encoder's code."""
+        vectors = self.embeddings.items(item)
+        code = None
+        if self.encoder is not None:
+            code = self.encoder.encode_items(vectors.sum(-2))
+        share = self.top.item(self.embeddings.items.own(vectors))
+        return ItemSide(vectors, share, code)
+
+    def encode_request(self, request: Request) -> RequestSide:
+        """Request clock: users and histories; the candidates are not read."""
+        vectors = self.embeddings.users(request.user)
+        code = None
+        if self.encoder is not None:
+            events = self.embeddings.events(request.history)
+            code = self.encoder.encode_history(events, request.history.mask, vectors)
+        share = self.top.user(self.embeddings.users.own(vectors))
+        return RequestSide(vectors, share, code)
+
+    def fuse(self, items: ItemSide, request: RequestSide) -> Tensor:
+        """Candidate clock: M items for each of B requests -> logits [B, M].
+
+        Item tensors are [B, M, ...], or [M, ...] where all requests share candidates.
+        """
+        u, t = request.vectors, items.vectors  # [B, S_u, d], [..., M, S_t, d]
+        cross = torch.einsum("...mid,...jd->...mij", t, u).flatten(-2)
+        if self.encoder is not None:
+            h = self.encoder.fuse(items.code, request.code)  # [B, M, d]
+            user_dots = torch.einsum("bmd,bjd->bmj", h, u)
+            item_dots = torch.einsum("bmd,...mid->bmi", h, t)
+            cross = torch.cat([cross, user_dots, item_dots, h], dim=-1)
+        return self.top(request.share.unsqueeze(1), items.share, cross)
+
+    def forward(self, request: Request) -> Tensor:
+        """Logits [B, M] of ``request.candidates``; their sigmoids are probabilities."""
+        return self.fuse(
+            self.encode_items(request.candidates), self.encode_request(request)
+        )

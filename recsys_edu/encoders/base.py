@@ -1,0 +1,49 @@
+"""The interface every history encoder implements: one method per clock."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+# What an encoder keeps of its items and of a history: a tensor or a TensorTree.
+# Only the encoder that made a code reads it.
+ItemCode = Any
+HistoryCode = Any
+
+
+class HistoryEncoder(nn.Module, ABC):
+    """Fuses M candidates with a user's history of N events.
+
+    The three methods are the three clocks. What a method may depend on is what its
+    clock knows: an item code knows no user, a history code knows no candidate.
+    """
+
+    @abstractmethod
+    def encode_items(self, items: Tensor) -> ItemCode:
+        """Item clock: [..., d] item vectors -> whatever can be kept per item."""
+
+    @abstractmethod
+    def encode_history(
+        self, history: Tensor, mask: Tensor, context: Tensor
+    ) -> HistoryCode:
+        """Request clock: a history -> whatever can be kept per request.
+
+        Args:
+            history: [B, N, d] event vectors, oldest first.
+            mask: [B, N] bool, True where there is an event. A row may be all False.
+            context: [B, S, d] the user's feature vectors.
+        """
+
+    @abstractmethod
+    def fuse(self, items: ItemCode, history: HistoryCode) -> Tensor:
+        """Candidate clock: codes of M candidates and of B histories -> [B, M, d]."""
+
+    def forward(
+        self, history: Tensor, mask: Tensor, context: Tensor, candidates: Tensor
+    ) -> Tensor:
+        """All three clocks at once: candidates [B, M, d] -> [B, M, d]."""
+        return self.fuse(
+            self.encode_items(candidates), self.encode_history(history, mask, context)
+        )

@@ -1,0 +1,152 @@
+"""How good a ranking is: AUC, normalized entropy, calibration, and their intervals."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+from sklearn.metrics import log_loss, roc_auc_score
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What a model's click probabilities are worth on one set of impressions.
+
+    auc          chance that a clicked impression scores above one that was not
+    ne           normalized entropy: log loss / entropy of the base rate (He et al.,
+                 2014); 1 is what always predicting the base rate gets, lower is better
+    calibration  sum of probabilities / number of clicks; 1 is calibrated
+    """
+
+    auc: float
+    ne: float
+    calibration: float
+
+    def __str__(self) -> str:
+        return (
+            f"AUC {self.auc:.4f}, NE {self.ne:.4f}, calibration {self.calibration:.3f}"
+        )
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over n runs and its confidence interval [low, high]."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} ± {self.high - self.mean:.4f} (n = {self.n})"
+
+
+def evaluate(
+    label: ArrayLike, probability: ArrayLike, base_rate: float | None = None
+) -> Metrics:
+    """AUC, NE and calibration of `probability` [E] in [0, 1] for `label` [E] in {0, 1}.
+
+    base_rate  click rate that NE is normalized by; that of `label` unless given
+
+    A probability of exactly 0 or 1 on the wrong label enters the log loss as the
+    nearest float64, so that it costs much (36 nats) but not infinitely much.
+    Raises ValueError for unequal shapes, NaN, values out of range, labels that are
+    all alike and a base rate outside (0, 1).
+    """
+    label = np.asarray(label, dtype=np.float64)
+    probability = np.asarray(probability, dtype=np.float64)
+    _require_same_rows("label", label, "probability", probability)
+    _require("label", label, (label == 0) | (label == 1), "0 or 1")
+    _require_probabilities("probability", probability)
+    clicks = label.sum()
+    if clicks in {0, len(label)}:
+        raise ValueError(
+            "AUC needs clicked and unclicked rows, "
+            f"got {clicks:.0f} clicks in {len(label)} rows"
+        )
+    rate = clicks / len(label) if base_rate is None else base_rate
+    if not 0 < rate < 1:
+        raise ValueError(f"base rate must lie between 0 and 1, got {rate}")
+    entropy = -rate * math.log(rate) - (1 - rate) * math.log(1 - rate)
+    return Metrics(
+        auc=float(roc_auc_score(label, probability)),
+        ne=float(log_loss(label, probability)) / entropy,
+        calibration=float(probability.sum() / clicks),
+    )
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Mean over seeds with Student's t interval: mean ± t(n - 1) s / sqrt(n).
+
+    Prints as "0.7123 ± 0.0012 (5 seeds)". Raises ValueError for fewer than two values,
+    which have no spread.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    n = len(sample)
+    if n < 2:
+        raise ValueError(f"an interval needs at least 2 values, got {n}")
+    mean = float(sample.mean())
+    error = float(sample.std(ddof=1)) / math.sqrt(n)
+    half = float(stats.t.ppf((1 + confidence) / 2, df=n - 1)) * error
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def expected_auc(score: ArrayLike, p: ArrayLike) -> float:
+    """AUC of ranking by `score` [E] when labels are drawn as Bernoulli(p), p [E].
+
+    Pair (i, j) counts when i is clicked and j is not, which has weight p_i (1 - p_j):
+
+        sum over i != j of p_i (1 - p_j) ([s_i > s_j] + [s_i = s_j] / 2)
+        ----------------------------------------------------------------
+                     sum over i != j of p_i (1 - p_j)
+
+    the expected number of pairs in the right order over the expected number of pairs.
+    One sort: O(E log E). Raises ValueError for unequal shapes, NaN, p outside [0, 1]
+    and a p under which no click can be compared with a non-click.
+    """
+    score = np.asarray(score, dtype=np.float64)
+    p = np.asarray(p, dtype=np.float64)
+    _require_same_rows("score", score, "p", p)
+    _require("score", score, ~np.isnan(score), "numbers")
+    _require_probabilities("p", p)
+    if len(p) < 2 or (p == 0).all() or (p == 1).all():
+        raise ValueError("p leaves no pair of a click and a non-click to compare")
+    q = 1 - p
+    # Rows of equal score are one group; groups come in ascending order of score.
+    _, group = np.unique(score, return_inverse=True)
+    click = np.bincount(group, weights=p)
+    skip = np.bincount(group, weights=q)
+    itself = p @ q  # what the pairs i = j would add to a product of sums
+    below = np.cumsum(skip) - skip
+    right = click @ below + (click @ skip - itself) / 2
+    total = click.sum() * skip.sum() - itself
+    return float(right / total)
+
+
+def best_auc(p: ArrayLike) -> float:
+    """The AUC that no model can beat when labels are Bernoulli(p): ranking by p itself.
+
+    `expected_auc(p, p)`. It stays below 1 because the label is a coin: rows that rank
+    low are clicked now and then.
+    """
+    return expected_auc(p, p)
+
+
+def _require_same_rows(name: str, a: np.ndarray, other: str, b: np.ndarray) -> None:
+    if a.ndim != 1 or a.shape != b.shape:
+        raise ValueError(
+            f"{name} and {other} must be [E] and equally long, "
+            f"got {list(a.shape)} and {list(b.shape)}"
+        )
+
+
+def _require(name: str, values: np.ndarray, valid: np.ndarray, what: str) -> None:
+    if not valid.all():
+        row = int(np.argmin(valid))
+        raise ValueError(f"{name} must be {what}, got {values[row]} in row {row}")
+
+
+def _require_probabilities(name: str, values: np.ndarray) -> None:
+    _require(name, values, (values >= 0) & (values <= 1), "in [0, 1]")

@@ -1,0 +1,249 @@
+"""The log, its splits and its histories, against plain loops."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from recsys_edu.data import (
+    Features,
+    Histories,
+    InteractionLog,
+    earlier_events,
+    split_at_random,
+    split_by_time,
+)
+
+# Few users and few seconds, so that ties and repeats are the rule.
+EVENTS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), max_size=40)
+
+
+def columns(events):
+    user = np.array([user for user, _ in events], dtype=np.int64)
+    return user, np.array([time for _, time in events], dtype=np.int64)
+
+
+def history_by_loop(user, timestamp, row):
+    """Rows of the user's strictly earlier events, oldest first, ties in row order."""
+    earlier = [
+        other
+        for other in range(len(user))
+        if user[other] == user[row] and timestamp[other] < timestamp[row]
+    ]
+    return sorted(earlier, key=lambda other: (timestamp[other], other))
+
+
+@given(EVENTS)
+def test_earlier_events_equal_a_plain_loop(events):
+    user, timestamp = columns(events)
+    order, start, end = earlier_events(user, timestamp)
+    assert sorted(order) == list(range(len(events)))
+    for row in range(len(events)):
+        history = order[start[row] : end[row]].tolist()
+        assert history == history_by_loop(user, timestamp, row)
+
+
+@given(EVENTS.filter(len))
+def test_histories_carry_item_action_and_time(make_log, events):
+    user, timestamp = columns(sorted(events, key=lambda event: event[1]))
+    log = make_log(user, timestamp)
+    histories = Histories.from_log(log)
+    for row in range(len(log)):
+        expected = history_by_loop(user, timestamp, row)
+        window = slice(histories.start[row], histories.end[row])
+        assert histories.item[window].tolist() == log.item[expected].tolist()
+        assert histories.action[window].tolist() == log.action[expected].tolist()
+        assert histories.timestamp[window].tolist() == timestamp[expected].tolist()
+        assert histories.lengths(np.array([row])) == [len(expected)]
+
+
+def test_a_first_event_and_its_ties_have_an_empty_history(make_log):
+    histories = Histories.from_log(make_log([0, 0, 1, 0], [5, 5, 5, 6]))
+    assert histories.lengths(np.arange(4)).tolist() == [0, 0, 0, 2]
+
+
+def test_histories_store_each_event_once(make_log):
+    log = make_log([0] * 1000, range(1000))
+    for field in dataclasses.fields(Histories):
+        assert getattr(Histories.from_log(log), field.name).shape == (1000,)
+
+
+@given(
+    timestamps=hnp.arrays(np.int64, st.integers(1, 60), elements=st.integers(0, 30)),
+    shares=st.tuples(*[st.integers(1, 8)] * 3),
+)
+def test_split_by_time_is_a_partition_that_cuts_no_second(make_log, timestamps, shares):
+    timestamps = np.sort(timestamps)
+    log = make_log([0] * len(timestamps), timestamps)
+    fractions = np.array(shares) / sum(shares)
+    try:
+        split = split_by_time(log, fractions)
+    except ValueError as error:
+        assert "empty" in str(error)
+        return
+    parts = [timestamps[split.train], timestamps[split.validation]]
+    parts.append(timestamps[split.test])
+    rows = np.concatenate([split.train, split.validation, split.test])
+    assert rows.tolist() == list(range(len(log)))
+    assert parts[0][-1] < parts[1][0] and parts[1][-1] < parts[2][0]
+
+
+def test_split_by_time_gives_the_fractions_where_no_second_is_shared(make_log):
+    split = split_by_time(make_log([0] * 100, range(100)))
+    sizes = [len(split.train), len(split.validation), len(split.test)]
+    assert sizes == [80, 10, 10]
+
+
+def test_a_border_moves_back_to_the_start_of_its_second(make_log):
+    seconds = [*range(7), 7, 7, 7, *range(8, 18)]  # row 8 of 20 is the border
+    split = split_by_time(make_log([0] * 20, seconds), (0.4, 0.3, 0.3))
+    assert len(split.train) == 7
+
+
+@given(st.integers(10, 200), st.integers(0, 2**32))
+def test_split_at_random_is_a_partition_in_time_order(make_log, size, seed):
+    log = make_log([0] * size, range(size))
+    split, again = split_at_random(log, seed=seed), split_at_random(log, seed=seed)
+    parts = [split.train, split.validation, split.test]
+    assert sorted(np.concatenate(parts)) == list(range(size))
+    assert all((np.diff(part) > 0).all() for part in parts)
+    assert np.array_equal(split.test, again.test)
+
+
+def test_split_at_random_trains_on_the_test_future(make_log):
+    split = split_at_random(make_log([0] * 1000, range(1000)), seed=0)
+    assert split.train.max() > split.test.min()
+
+
+@pytest.mark.parametrize(
+    ("fractions", "message"),
+    [
+        ((0.8, 0.1, 0.2), "add to 1"),
+        ((1.2, -0.1, -0.1), "add to 1"),
+        ((0.5, 0.5), "add to 1"),
+        ((0.9, 0.1, 0.0), r"\['test'\] empty"),
+    ],
+)
+def test_bad_fractions_are_refused(make_log, fractions, message):
+    log = make_log([0] * 100, range(100))
+    with pytest.raises(ValueError, match=message):
+        split_by_time(log, fractions)
+    with pytest.raises(ValueError, match=message):
+        split_at_random(log, fractions, seed=0)
+
+
+def test_a_log_of_one_second_cannot_be_split_by_time(make_log):
+    with pytest.raises(ValueError, match="empty"):
+        split_by_time(make_log([0] * 100, [7] * 100))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"user": np.array([0, 1, 2])}, "column 'user', row 2: 2 is outside 0..1"),
+        ({"user": np.array([0, -1, 1])}, "column 'user', row 1: -1"),
+        ({"item": np.array([0, 7, 1])}, "column 'item', row 1: 7 is outside 0..6"),
+        ({"action": np.array([5, 0, 0])}, "column 'action', row 0: 5"),
+        ({"timestamp": np.array([1, 3, 2])}, "column 'timestamp', row 2: 2 is earlier"),
+        ({"timestamp": np.array([-1, 3, 4])}, "column 'timestamp', row 0: -1"),
+        (
+            {"timestamp": np.array([1, 2, 881250949000])},
+            "column 'timestamp', row 2: 881250949000 is outside",
+        ),
+        ({"label": np.float32([0, 1, np.nan])}, "column 'label', row 2: nan"),
+        ({"label": np.float32([0, 0.5, 1])}, "column 'label', row 1: 0.5"),
+        ({"label": np.array([0, 1, 1])}, "column 'label' is int64"),
+        ({"item": np.array([1, 2])}, "'item' is int64 .2., expected int64 with 3 rows"),
+        ({"item": np.array([1, 2, 3], np.int32)}, "column 'item' is int32"),
+        ({"user_ids": np.array(["a"])}, "user_ids has shape"),
+        ({"item_ids": np.array([1] * 7)}, "item_ids holds the same id twice"),
+        ({"item_titles": np.array(["a"])}, "item_titles has shape"),
+    ],
+)
+def test_a_bad_column_is_named_with_its_row(make_log, columns, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make_log([0, 1, 1], [1, 2, 2], **columns)
+    assert "log 'toy'" in str(error.value)
+
+
+def test_an_empty_log_is_refused(make_log):
+    with pytest.raises(ValueError, match="no impression"):
+        make_log([], [])
+
+
+def test_unsorted_and_duplicate_rows_are_sorted_stably_and_kept(make_log):
+    log = make_log([0, 0, 0, 1, 1], [1, 2, 2, 3, 4])
+    values = {field.name: getattr(log, field.name) for field in dataclasses.fields(log)}
+    values |= dict(
+        timestamp=np.array([9, 4, 9, 4, 9]),
+        user=np.array([0, 1, 1, 1, 0]),
+        item=np.array([3, 2, 2, 2, 3]),
+        action=np.arange(5),
+    )
+    log = InteractionLog.from_unsorted(**values)
+    assert log.timestamp.tolist() == [4, 4, 9, 9, 9]
+    assert log.action.tolist() == [1, 3, 0, 2, 4]
+    assert log.item.tolist() == [2, 2, 3, 2, 3]
+
+
+def test_a_long_run_of_one_second_keeps_its_order(make_log):
+    log = make_log([0] * 1000, [5] * 1000)  # short arrays are sorted stably by any sort
+    values = {field.name: getattr(log, field.name) for field in dataclasses.fields(log)}
+    values |= dict(action=np.arange(1000), n_actions=1000)
+    values["timestamp"] = np.tile([6, 5], 500)
+    log = InteractionLog.from_unsorted(**values)
+    assert log.action.tolist() == [*range(1, 1000, 2), *range(0, 1000, 2)]
+
+
+def test_ids_become_indices_and_unknown_ones_are_named(make_log):
+    log = make_log([0, 1, 2], [1, 2, 3])
+    assert log.user_index(["u2", "u0", "u2"]).tolist() == [2, 0, 2]
+    assert log.item_index([106, 100]).tolist() == [6, 0]
+    with pytest.raises(KeyError, match=r"user id in toy: \['u9', 'u8'\]"):
+        log.user_index(["u9", "u1", "u8"])
+    with pytest.raises(KeyError, match=r"item id in toy: \['100'\]"):
+        log.item_index(["100"])
+
+
+def test_features_without_some(make_log):
+    users = make_log([0, 1, 2, 3], [1, 2, 3, 4]).users
+    fewer = users.without("kind", "weight")
+    assert list(fewer.sparse) == ["user_id"] == list(fewer.cardinality)
+    assert fewer.dense.shape == (4, 0) and len(fewer) == 4
+    with pytest.raises(KeyError, match=r"no feature \['size'\].*weight.*kind"):
+        users.without("size")
+
+
+def test_dense_features_are_standardised_and_gaps_become_the_mean():
+    dense = {"price": np.array([1.0, np.nan, 3.0]), "same": np.full(3, 2.0)}
+    features = Features.from_columns(dense, {"item_id": np.array([1, 2, 3])})
+    assert features.dense.tolist() == [[-1, 0], [0, 0], [1, 0]]
+    assert features.cardinality == {"item_id": 4}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dense": np.float32([[1.0], [np.inf]])}, "column 'age', row 1: inf"),
+        ({"dense": np.zeros((2, 1))}, "column 'age' is float64"),
+        ({"dense": np.zeros((2, 2), np.float32)}, "1 dense names"),
+        ({"sparse": {"bag": np.array([[1, 0], [0, 3]])}}, "column 'bag', row 1"),
+        ({"sparse": {"bag": np.array([0, -1])}}, "'bag', row 1: -1 is outside 0..2"),
+        ({"sparse": {"bag": np.array([0])}}, "column 'bag' is int64"),
+        ({"sparse": {}}, "cardinality has"),
+        ({"dense_names": ("bag",)}, "appears twice"),
+    ],
+)
+def test_bad_features_are_named(change, message):
+    good = dict(
+        dense=np.zeros((2, 1), np.float32),
+        dense_names=("age",),
+        sparse={"bag": np.array([[1, 2], [0, 0]])},
+        cardinality={"bag": 3},
+    )
+    Features(**good)
+    with pytest.raises(ValueError, match=message):
+        Features(**good | change)
