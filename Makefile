@@ -7,6 +7,8 @@ PORT ?= 8000
 
 BIN := .venv/bin
 READY := .venv/ready
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile# both cores, a test module on one of them
+CHAPTER := 01_a_naive_dlrm# the one that `make test` runs as Colab does
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -39,10 +41,10 @@ format: $(READY)  ## put code and notebooks into style
 	$(BIN)/ruff format .
 
 unit: $(READY)  ## the tests that need no built site
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --ignore tests/book --ignore tests/colab
+	OMP_NUM_THREADS=1 $(PYTEST) --ignore tests/book --ignore tests/colab
 
 site: book chromium  ## the built site in Chromium, and a chapter as Colab runs it
-	$(BIN)/pytest tests/book 'tests/colab/test_colab.py::test_chapter[01_a_naive_dlrm]'
+	$(PYTEST) tests/book 'tests/colab/test_colab.py::test_chapter[$(CHAPTER)]'
 
 colab: $(READY)  ## every chapter as Colab runs it, with nothing cached
 	rm -rf .cache/colab/data
@@ -60,14 +62,13 @@ clean:  ## remove what was built and cached; .venv stays
 
 # --- set-up ---------------------------------------------------------------------------
 
-# $(call apt,PACKAGES,ELSE): install Debian packages where we may, or say what to type.
+# $(call apt,PACKAGES): install Debian packages where we may, or say what to type.
 define apt
-{ sudo=$$([ $$(id -u) = 0 ] || echo sudo -n); \
-  echo 'Installing $(1) with apt-get'; \
-  $$sudo apt-get -qq update && \
-  $$sudo env DEBIAN_FRONTEND=noninteractive \
-    apt-get -qq --yes --no-install-recommends install $(1) >/dev/null; \
-} || { echo 'That failed. Run this, then make again:  sudo apt-get install $(1)$(2)' >&2; exit 1; }
+{ echo 'Installing $(1) with apt-get'; \
+  sudo=$$([ $$(id -u) = 0 ] || echo sudo -n); \
+  $$sudo apt-get -qq update && $$sudo env DEBIAN_FRONTEND=noninteractive \
+    apt-get -qq --yes --no-install-recommends install $(1) >/dev/null || \
+  { echo 'Install it, then make again:  sudo apt-get install $(1)' >&2; false; }; }
 endef
 
 $(READY): pyproject.toml constraints.txt
@@ -80,13 +81,16 @@ $(READY): pyproject.toml constraints.txt
 	@echo 'Installing into .venv: 2 GB, some minutes, once. Log: .cache/install.log'
 	@$(BIN)/python -m pip install --progress-bar off --disable-pip-version-check \
 	    $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[book,test]' 2>&1 \
-	  | tee .cache/install.log \
-	  | awk '/^(Collecting|Processing)/ && ++n % 20 == 0 { print "  " n " packages found"; fflush() } \
-	         /[0-9][0-9][0-9][.][0-9] MB[)]$$/ { print; fflush() } \
-	         /^Installing collected/ { print "  installing them"; fflush() }' \
+	  | tee .cache/install.log | awk ' \
+	    /^(Collecting|Processing)/ && ++n % 20 == 0 { print "  " n " packages found" } \
+	    /[0-9][0-9][0-9][.][0-9] MB[)]$$/ { print } \
+	    /^Installing collected/ { print "  installing them" } { fflush() }' \
 	  || { tail -n 20 .cache/install.log >&2; exit 1; }
 	@touch $@
 
-chromium:
+# Playwright brings its own Node, and that needs libatomic, which a small Debian lacks.
+chromium: $(READY)
 	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; \
-	  } >/dev/null || $(call apt,chromium fonts-liberation, (on Ubuntu: sudo snap install chromium))
+	  } >/dev/null && $(BIN)/playwright --version >/dev/null 2>&1 \
+	  || $(call apt,chromium fonts-liberation libatomic1) \
+	  || { echo 'On Ubuntu, Chromium is a snap:  sudo snap install chromium' >&2; exit 1; }

@@ -65,9 +65,7 @@ def pad_histories(
     event = np.where(mask, (end - length)[:, None] + column, 0)
 
     def gather(values: np.ndarray) -> Tensor:
-        # `event` is 0 under padding, which an empty log does not have.
-        padded = values[event] if len(values) else np.zeros_like(event)
-        return torch.from_numpy(np.where(mask, padded, 0))
+        return torch.from_numpy(np.where(mask, values[event], 0))
 
     return History(
         item=gather(histories.item),

@@ -127,7 +127,7 @@ class DLRM(nn.Module):
         if self.encoder is not None:
             h = self.encoder.fuse(items.code, request.code)  # [B, M, d]
             user_dots = torch.einsum("bmd,bjd->bmj", h, u)
-            item_dots = torch.einsum("bmd,...mid->bmi", h, t)
+            item_dots = torch.einsum("...md,...mid->...mi", h, t)
             cross = torch.cat([cross, user_dots, item_dots, h], dim=-1)
         return self.top(request.share.unsqueeze(1), items.share, cross)
 

@@ -91,7 +91,7 @@ class Features:
     def __repr__(self) -> str:
         sparse = ", ".join(f"{name} ({n:,})" for name, n in self.cardinality.items())
         dense = ", ".join(self.dense_names)
-        return f"Features({len(self):,} rows; sparse: {sparse}; dense: {dense})"
+        return f"Features({len(self):,} rows;\n  sparse: {sparse};\n  dense: {dense})"
 
     def without(self, *names: str) -> "Features":
         """The same features less those called `names`, dense or sparse.
@@ -214,8 +214,8 @@ class InteractionLog:
     def __repr__(self) -> str:
         first, last = np.datetime64(0, "s") + self.timestamp[[0, -1]]
         return (
-            f"InteractionLog({self.name}: {len(self):,} impressions, "
-            f"{self.n_users:,} users, {self.n_items:,} items, "
+            f"InteractionLog({self.name}: {len(self):,} impressions,\n"
+            f"  {self.n_users:,} users, {self.n_items:,} items, "
             f"{first.astype('M8[D]')}..{last.astype('M8[D]')}, "
             f"{self.label.mean():.1%} positive)"
         )

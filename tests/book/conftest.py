@@ -75,7 +75,7 @@ def settle(page: Page) -> None:
 # Facts about the article, read in one go. Code and set maths may look like anything, so
 # the text leaves them out.
 FACTS = """() => {
-  const article = document.querySelector(".bd-article");
+  const article = document.querySelector(".bd-article, .bd-search-container");
   const walker = document.createTreeWalker(article, NodeFilter.SHOW_TEXT);
   let text = "";
   while (walker.nextNode()) {
@@ -108,10 +108,11 @@ FACTS = """() => {
 OVERFLOW = """() => {
   document.querySelectorAll("details").forEach((fold) => { fold.open = true; });
   const width = document.documentElement.clientWidth;
-  const out = [...document.querySelectorAll(".bd-article *")].filter(
+  const article = document.querySelector(".bd-article, .bd-search-container");
+  const out = [...article.querySelectorAll("*")].filter(
     (node) => node.getBoundingClientRect().right > width + 1
   );
-  const text = document.querySelector(".bd-article :is(p, h1)").getBoundingClientRect();
+  const text = article.querySelector("p, h1").getBoundingClientRect();
   return {
     by: document.documentElement.scrollWidth - width,
     culprits: out.slice(0, 3).map((node) => node.outerHTML.slice(0, 100)),

@@ -1,0 +1,170 @@
+"""Batches against plain loops over the log."""
+
+import dataclasses
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recsys_edu.batch import batches, impressions_at, pad_histories
+from recsys_edu.data import Histories
+
+# Few users and few seconds, so that ties and empty histories are the rule.
+EVENTS = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(0, 6)), min_size=1, max_size=40
+)
+MAX_EVENTS = st.sampled_from([0, 1, 2, 5, 100])
+
+
+def known_by_loop(log, row, max_events):
+    """Rows of the user's strictly earlier events, the last `max_events` of them."""
+    earlier = [
+        other
+        for other in range(len(log))
+        if log.user[other] == log.user[row]
+        and log.timestamp[other] < log.timestamp[row]
+    ]
+    return earlier[max(0, len(earlier) - max_events) :]
+
+
+@given(EVENTS, MAX_EVENTS, st.randoms(use_true_random=False))
+def test_impressions_equal_a_plain_loop(make_log, events, max_events, random):
+    log = make_log(events)
+    rows = np.array(random.choices(range(len(log)), k=random.randint(0, 50)), np.int64)
+    batch = impressions_at(log, Histories.from_log(log), rows, max_events)
+    request, history = batch.request, batch.request.history
+    assert request.user.tolist() == log.user[rows].tolist()
+    assert request.timestamp.tolist() == log.timestamp[rows].tolist()
+    assert request.candidates.tolist() == log.item[rows, None].tolist()
+    assert batch.label.tolist() == log.label[rows, None].tolist()
+    known = [known_by_loop(log, row, max_events) for row in rows]
+    N = max(map(len, known), default=0)
+    assert history.mask.shape == (len(rows), N)
+    for column in ("item", "action", "timestamp"):
+        values = getattr(log, column)
+        expected = [values[k].tolist() + [0] * (N - len(k)) for k in known]
+        assert getattr(history, column).tolist() == expected
+    expected = [[True] * len(k) + [False] * (N - len(k)) for k in known]
+    assert history.mask.tolist() == expected
+
+
+@given(EVENTS, st.integers(0, 7), MAX_EVENTS)
+def test_what_happens_at_or_after_a_moment_changes_no_request_of_it(
+    make_log, events, moment, max_events
+):
+    log = make_log(events)
+    rows = np.flatnonzero(log.timestamp <= moment)
+    later = log.timestamp >= moment
+    changed = dataclasses.replace(log, action=np.where(later, 4, log.action))
+    changed = dataclasses.replace(changed, item=np.where(later, 0, log.item))
+    before, after = (
+        impressions_at(log, Histories.from_log(log), rows, max_events).request
+        for log in (log, changed)
+    )
+    seen = before.history.timestamp[before.history.mask]
+    assert (seen < moment).all()
+    assert torch.equal(before.history.item, after.history.item)
+    assert torch.equal(before.history.action, after.history.action)
+
+
+def test_types(make_log):
+    log = make_log([(0, 0), (0, 1), (1, 1)])
+    batch = impressions_at(log, Histories.from_log(log), np.array([1, 2]), 10)
+    request, history = batch.request, batch.request.history
+    integers = [request.user, request.timestamp, request.candidates]
+    integers += [history.item, history.action, history.timestamp]
+    assert {tensor.dtype for tensor in integers} == {torch.int64}
+    assert history.mask.dtype == torch.bool
+    assert batch.label.dtype == torch.float32
+
+
+def test_a_batch_is_a_copy(make_log):
+    log = make_log([(0, 0), (0, 1), (1, 1)])
+    histories = Histories.from_log(log)
+    untouched = impressions_at(log, histories, np.arange(3), 10)
+    impressions_at(log, histories, np.arange(3), 10).map(lambda t: t.fill_(1))
+    again = impressions_at(log, histories, np.arange(3), 10)
+    assert torch.equal(again.request.history.item, untouched.request.history.item)
+    assert torch.equal(again.request.candidates, untouched.request.candidates)
+    assert torch.equal(again.label, untouched.label)
+
+
+def test_histories_of_no_event_at_all():
+    nothing = np.zeros(0, np.int64)
+    histories = Histories(nothing, nothing, nothing, nothing, nothing)
+    history = pad_histories(histories, np.zeros(2, np.int64), np.zeros(2, np.int64), 5)
+    assert history.item.shape == history.mask.shape == (2, 0)
+
+
+def test_a_negative_max_events_is_refused(make_log):
+    log = make_log([(0, 0), (0, 1)])
+    with pytest.raises(ValueError, match="max_events is -1; it must be 0 or more"):
+        impressions_at(log, Histories.from_log(log), np.array([1]), -1)
+
+
+def shown(log, rows, batch_size, generator=None):
+    """The rows that each batch holds: row e of these logs shows item e."""
+    parts = batches(
+        log,
+        Histories.from_log(log),
+        rows,
+        batch_size=batch_size,
+        max_events=3,
+        generator=generator,
+    )
+    return [part.request.candidates[:, 0].tolist() for part in parts]
+
+
+@given(
+    size=st.integers(0, 20), batch_size=st.integers(1, 25), seed=st.integers(0, 2**16)
+)
+def test_every_row_comes_once(make_log, size, batch_size, seed):
+    log = make_log([(e % 3, e // 2) for e in range(20)])
+    rows = np.random.default_rng(seed).permutation(20)[:size]
+    in_order = shown(log, rows, batch_size)
+    full, rest = divmod(size, batch_size)
+    assert list(map(len, in_order)) == [batch_size] * full + [rest] * (rest > 0)
+    assert list(chain(*in_order)) == rows.tolist()
+    shuffled = shown(log, rows, batch_size, np.random.default_rng(seed))
+    assert list(map(len, shuffled)) == list(map(len, in_order))
+    assert sorted(chain(*shuffled)) == sorted(rows)
+    assert shuffled == shown(log, rows, batch_size, np.random.default_rng(seed))
+
+
+def test_a_generator_shuffles_anew_each_time(make_log):
+    log = make_log([(e % 3, e // 2) for e in range(20)])
+    rows, generator = np.arange(20), np.random.default_rng(0)
+    once, again = (list(chain(*shown(log, rows, 6, generator))) for _ in range(2))
+    assert once != again
+    assert rows.tolist() not in (once, again)
+    assert rows.tolist() == list(range(20))  # the caller's array is left alone
+
+
+def test_a_batch_keeps_its_rows_together(make_log):
+    """Labels, users and histories follow the shuffle."""
+    log = make_log([(e % 3, e // 2) for e in range(20)])
+    histories, generator = Histories.from_log(log), np.random.default_rng(0)
+    for batch in batches(
+        log,
+        histories,
+        np.arange(20),
+        batch_size=7,
+        max_events=4,
+        generator=generator,
+    ):
+        rows = batch.request.candidates[:, 0].numpy()
+        expected = impressions_at(log, histories, rows, 4)
+        assert torch.equal(batch.label, expected.label)
+        assert torch.equal(batch.request.user, expected.request.user)
+        assert torch.equal(batch.request.history.item, expected.request.history.item)
+
+
+def test_a_batch_moves_as_one(make_log):
+    log = make_log([(0, 0), (0, 1), (1, 1)])
+    batch = impressions_at(log, Histories.from_log(log), np.arange(3), 2).to("meta")
+    places = []
+    batch.map(lambda tensor: places.append(tensor.device.type) or tensor)
+    assert places == ["meta"] * 8

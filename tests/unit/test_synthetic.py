@@ -1,0 +1,280 @@
+"""The planted world: its click model, and guesses against direct integration."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import integrate, stats
+from scipy.special import expit, log_expit, logit
+
+from recsys_edu.data import Histories, split_by_time
+from recsys_edu.data.synthetic import DAY, planted_world
+from recsys_edu.metrics import best_auc, expected_auc
+
+TINY = dict(n_impressions=60, n_users=4, n_items=6, n_topics=2, n_segments=2)
+SEEDS = st.integers(0, 2**16)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return planted_world(seed=0, n_impressions=30_000, n_users=300, n_items=100)
+
+
+@pytest.fixture(scope="module")
+def histories(world):
+    return Histories.from_log(world.log)
+
+
+def coarse(world, seconds):
+    """The same world with a slow clock, so that many timestamps are equal."""
+    log = world.log
+    timestamp = log.timestamp // seconds * seconds
+    return dataclasses.replace(world, log=dataclasses.replace(log, timestamp=timestamp))
+
+
+def known_by_loop(world, row, max_events):
+    """Rows of the strictly earlier events that may be known, of the row's topic."""
+    log, topic = world.log, world.topic[world.log.item]
+    earlier = [
+        other
+        for other in range(len(log))
+        if log.user[other] == log.user[row]
+        and log.timestamp[other] < log.timestamp[row]
+    ]
+    if max_events is not None:
+        earlier = earlier[max(0, len(earlier) - max_events) :]
+    return [other for other in earlier if topic[other] == topic[row]]
+
+
+def guess_by_integration(world, row, max_events):
+    """E[p | labels of the known events] for one row: two adaptive integrals over z."""
+    known = known_by_loop(world, row, max_events)
+    public, label = world.public_logit.tolist(), world.log.label.tolist()
+
+    def p(row, z):
+        return 1 / (1 + math.exp(-public[row] - world.private_strength * z))
+
+    def density(z):
+        value = math.exp(-z * z / 2)
+        for event in known:
+            value *= p(event, z) if label[event] else 1 - p(event, z)
+        return value
+
+    options = dict(epsabs=0, epsrel=1e-9, limit=200)
+    total, _ = integrate.quad(density, -9, 9, **options)
+    clicks, _ = integrate.quad(lambda z: density(z) * p(row, z), -9, 9, **options)
+    return clicks / total
+
+
+# --- the guess -----------------------------------------------------------------------
+
+
+@given(
+    seed=SEEDS,
+    max_events=st.sampled_from([None, 0, 1, 3, 1000]),
+    tick=st.sampled_from([1, DAY, 100 * DAY]),
+    strength=st.sampled_from([0.0, 1.5, 6.0]),
+)
+def test_the_guess_is_the_posterior_mean(seed, max_events, tick, strength):
+    world = coarse(planted_world(seed=seed, strength=strength, **TINY), tick)
+    guess = world.best_guess(Histories.from_log(world.log), max_events)
+    for row in np.random.default_rng(seed).choice(60, 3, replace=False):
+        expected = guess_by_integration(world, row, max_events)
+        # The promise is 1e-8; the integrals here are good to 1e-9 of themselves.
+        assert abs(guess[row] - expected) < 1.1e-8
+
+
+def test_ties_are_not_the_past():
+    """With one moment in the world, nobody knows anything."""
+    world = coarse(planted_world(seed=0, **TINY), 1_000 * DAY)
+    assert set(world.log.timestamp) == {0}
+    histories = Histories.from_log(world.log)
+    nothing = world.best_guess(histories, max_events=0)
+    assert (world.best_guess(histories) == nothing).all()
+
+
+def test_a_long_history_is_as_exact():
+    """600 events of one taste: a posterior far narrower than the prior."""
+    world = planted_world(
+        seed=0, n_impressions=600, n_users=1, n_items=5, n_topics=1, rho=0.0
+    )
+    guess = world.best_guess(Histories.from_log(world.log))
+    z = np.linspace(-9, 9, 20_001)
+    private = world.private_strength * z
+    log_density = -(z**2) / 2
+    known_until = np.searchsorted(world.log.timestamp, world.log.timestamp)
+    for row in range(600):
+        density = np.exp(log_density - log_density.max())
+        p = expit(world.public_logit[row] + private)
+        assert known_until[row] == row  # no ties: each event joins after its row
+        assert abs(guess[row] - density @ p / density.sum()) < 1e-8
+        sign = 1 if world.log.label[row] else -1
+        log_density += log_expit(sign * (world.public_logit[row] + private))
+    spread = np.sqrt(
+        density @ z**2 / density.sum() - (density @ z / density.sum()) ** 2
+    )
+    assert spread < 0.1
+
+
+def test_without_history_the_guess_is_one_integral(world, histories):
+    guess = world.best_guess(histories, max_events=0)
+
+    def clicks(z, public):
+        return stats.norm.pdf(z) * expit(public + world.private_strength * z)
+
+    for row in range(0, len(guess), 3_000):
+        arguments = (world.public_logit[row],)
+        expected, _ = integrate.quad(clicks, -9, 9, arguments, epsabs=1e-12)
+        assert abs(guess[row] - expected) < 1e-8
+
+
+@given(seed=SEEDS, moment=st.integers(0, 200), tick=st.sampled_from([1, 10 * DAY]))
+def test_labels_at_or_after_a_moment_change_no_guess_of_it(seed, moment, tick):
+    world = coarse(planted_world(seed=seed, **TINY), tick)
+    log = world.log
+    later = log.timestamp >= moment * DAY
+    flipped = np.where(later, 1 - log.label, log.label)
+    other = dataclasses.replace(world, log=dataclasses.replace(log, label=flipped))
+    histories = Histories.from_log(log)
+    before, after = world.best_guess(histories), other.best_guess(histories)
+    now = log.timestamp <= moment * DAY
+    # Likelihoods are differences of running sums of E terms, each below `term`; sums
+    # of other users' later events round differently. Both integrals feel it.
+    term = np.abs(world.public_logit).max() + 8 * world.private_strength + 1
+    rounding = 2 * 2 * len(log) * (len(log) * term) * np.finfo(float).eps
+    np.testing.assert_allclose(after[now], before[now], rtol=rounding)
+
+
+@pytest.mark.parametrize("max_events", [0, 1, 10, None])
+def test_guesses_are_calibrated(world, histories, max_events):
+    """Of the rows guessed at g, a share g is clicked: in all, and in each tenth."""
+    guess = world.best_guess(histories, max_events)
+    surprise = world.log.label - guess
+    tenth = np.searchsorted(np.quantile(guess, np.arange(0.1, 0.95, 0.1)), guess)
+    for rows in [np.full(len(guess), True), *(tenth == k for k in range(10))]:
+        # Users are independent; a user's surprises need not be.
+        sums = np.bincount(world.log.user[rows], surprise[rows])
+        assert abs(sums.sum()) < 5 * np.sqrt((sums**2).sum())
+    # Given all events, surprises are uncorrelated even within a user, and the bound
+    # is as tight as for independent coins.
+    if max_events is None:
+        assert abs(surprise.sum()) < 5 * np.sqrt((guess * (1 - guess)).sum())
+
+
+def test_more_events_rank_better_and_none_as_well_as_the_truth(world, histories):
+    p = world.probability
+    guesses = [world.best_guess(histories, n) for n in (0, 1, 3, 10, 30, 100, None)]
+    auc = [expected_auc(guess, p) for guess in guesses]
+    assert auc == sorted(auc) and auc[0] + 0.05 < auc[-1]
+    assert auc[-1] < best_auc(p)
+    loss = [-(p * np.log(g) + (1 - p) * np.log(1 - g)).mean() for g in guesses]
+    assert loss == sorted(loss, reverse=True)
+    assert loss[-1] > -(p * np.log(p) + (1 - p) * np.log(1 - p)).mean()
+
+
+def test_with_nothing_private_there_is_nothing_to_guess():
+    world = planted_world(seed=0, rho=1.0, **TINY)
+    guess = world.best_guess(Histories.from_log(world.log))
+    np.testing.assert_allclose(guess, world.probability, rtol=1e-8)
+
+
+# --- the world -----------------------------------------------------------------------
+
+
+def arrays(world):
+    log = world.log
+    return [
+        log.user, log.item, log.timestamp, log.label, log.action,
+        log.users.sparse["segment"], log.items.sparse["topic"],
+        world.probability, world.public_logit, world.topic,
+    ]  # fmt: skip
+
+
+@given(seed=SEEDS)
+def test_equal_arguments_plant_equal_worlds(seed):
+    one, same, other = (planted_world(seed=s, **TINY) for s in (seed, seed, seed + 1))
+    assert all(map(np.array_equal, arrays(one), arrays(same)))
+    assert one.private_strength == same.private_strength
+    assert not np.array_equal(one.probability, other.probability)
+
+
+def group(*columns):
+    """(first row of each group of equal columns, group of each row)"""
+    _, first, inverse = np.unique(
+        np.stack(columns), axis=1, return_index=True, return_inverse=True
+    )
+    return first, inverse
+
+
+def test_the_click_model(world):
+    log, topic = world.log, world.topic[world.log.item]
+    segment = log.users.sparse["segment"][log.user]
+    # The public part reads segment and item, and adds a quality to a lean.
+    first, inverse = group(segment, log.item)
+    public = world.public_logit[first]
+    assert (world.public_logit == public[inverse]).all()
+    for k in range(8):
+        cells = {
+            (segment[row], log.item[row]): world.public_logit[row]
+            for row in first[topic[first] == k]
+        }
+        items = {item for _, item in cells}
+        whole = [item for item in items if all((s, item) in cells for s in range(1, 5))]
+        table = np.array([[cells[s, item] for item in whole] for s in range(1, 5)])
+        steps = table - table[0]
+        np.testing.assert_allclose(steps, steps[:, :1] + 0 * steps, atol=1e-12)
+    # The private part is one draw for each user and topic.
+    z = (logit(world.probability) - world.public_logit) / world.private_strength
+    first, inverse = group(log.user, topic)
+    np.testing.assert_allclose(z, z[first][inverse], atol=1e-9)
+    assert stats.kstest(z[first], "norm").pvalue > 1e-6
+    assert world.private_strength == 1.5 * math.sqrt(1 - 0.4**2)
+
+
+def test_labels_are_drawn_from_the_probabilities(world):
+    surprise = world.log.label - world.probability
+    tenth = np.searchsorted(
+        np.quantile(world.probability, np.arange(0.1, 0.95, 0.1)), world.probability
+    )
+    for rows in [np.full(len(surprise), True), *(tenth == k for k in range(10))]:
+        variance = (world.probability * (1 - world.probability))[rows].sum()
+        assert abs(surprise[rows].sum()) < 5 * math.sqrt(variance)
+
+
+def test_the_log_says_what_a_model_may_read(world):
+    log = world.log
+    assert (log.action == log.label).all() and log.n_actions == 2
+    assert set(log.users.sparse) == {"user_id", "segment"}
+    assert set(log.items.sparse) == {"item_id", "topic"}
+    assert (log.items.sparse["topic"] == world.topic + 1).all()
+    assert log.users.sparse["user_id"].tolist() == list(range(1, 301))
+    for features in (log.users, log.items):
+        for name, values in features.sparse.items():
+            assert values.min() >= 1  # 0 is for the unknown
+            assert features.cardinality[name] == values.max() + 1
+    assert set(log.users.sparse["segment"]) == {1, 2, 3, 4}
+
+
+def test_users_come_and_go(world):
+    """So the users of a test by time are mostly new."""
+    log = world.log
+    for user in range(log.n_users):
+        moments = log.timestamp[log.user == user]
+        assert np.ptp(moments) <= 0.1 * 200 * DAY
+    assert log.timestamp.max() < 200 * DAY
+    split = split_by_time(log)
+    new = ~np.isin(log.user[split.test], log.user[split.train])
+    assert new.mean() > 0.8
+
+
+def test_popularity_is_zipf_s_and_activity_has_a_tail(world):
+    share = 1 / np.arange(1, 101)
+    expected = share / share.sum() * len(world.log)
+    shown = np.bincount(world.log.item, minlength=100)
+    assert stats.chisquare(shown, expected).pvalue > 1e-6
+    active = np.sort(np.bincount(world.log.user, minlength=300))[::-1]
+    # A log-normal's top tenth holds Phi(1 - 1.28) = 39 % of it.
+    assert 0.3 < active[:30].sum() / active.sum() < 0.5

@@ -1,0 +1,73 @@
+"""Trees of tensors: what holds for one tensor holds for all of them."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from recsys_edu.tree import TensorTree
+
+
+@dataclass(frozen=True)
+class Leaf(TensorTree):
+    a: Tensor
+    b: Tensor | None
+
+
+@dataclass(frozen=True)
+class Tree(TensorTree):
+    leaf: Leaf
+    c: Tensor
+
+
+def tree(b=None):
+    return Tree(Leaf(torch.arange(6).reshape(3, 2), b), torch.arange(3.0))
+
+
+def test_map_reaches_every_tensor_and_keeps_the_shape_of_the_tree():
+    before = tree(b=torch.ones(3))
+    after = before.map(lambda tensor: tensor + 1)
+    assert isinstance(after, Tree) and isinstance(after.leaf, Leaf)
+    assert after.leaf.a.tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert after.leaf.b.tolist() == [2, 2, 2]
+    assert after.c.tolist() == [1, 2, 3]
+    assert before.c.tolist() == [0, 1, 2]
+
+
+def test_none_stays_none():
+    assert tree().map(torch.neg).leaf.b is None
+    assert tree()[0].leaf.b is None
+    assert tree().to("meta").leaf.b is None
+
+
+def test_to_moves_every_tensor():
+    moved = tree(b=torch.ones(3)).to("meta")
+    tensors = [moved.leaf.a, moved.leaf.b, moved.c]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert tree().to(torch.device("cpu")).c.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        1,
+        slice(1, None),
+        None,
+        torch.tensor([2, 0, 2]),
+        torch.tensor([[0, 1], [2, 2]]),
+        torch.tensor([True, False, True]),
+    ],
+)
+def test_an_index_is_every_tensor_s_index(index):
+    whole = tree(b=torch.rand(3, 1, 2))
+    part = whole[index]
+    assert torch.equal(part.leaf.a, whole.leaf.a[index])
+    assert torch.equal(part.leaf.b, whole.leaf.b[index])
+    assert torch.equal(part.c, whole.c[index])
+
+
+def test_slices_are_views():
+    whole = tree()
+    whole[1:].c.zero_()
+    assert whole.c.tolist() == [0, 0, 0]
