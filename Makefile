@@ -8,7 +8,7 @@ PORT ?= 8000
 BIN := .venv/bin
 READY := .venv/ready
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile# both cores, a test module on one of them
-CHAPTER := 01_a_naive_dlrm# the one that `make test` runs as Colab does
+CHAPTER := 00_the_ranking_log# the one that `make test` runs as Colab does
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -36,7 +36,7 @@ lint: $(READY)  ## check style, notebooks included, workflows and CITATION.cff
 	$(BIN)/zizmor --offline --pedantic --quiet .github/workflows
 	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
-format: $(READY)  ## put code and notebooks into style
+format: $(READY)  ## put code into style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -28,13 +28,27 @@ class _Bar(tqdm):
     """
 
     def close(self) -> None:
-        if not self.disable:
+        if self.disable:
+            return
+        # As tqdm has it: leave=None leaves the outermost of nested bars only.
+        if self.leave or (self.leave is None and self.pos == 0):
             self.display()
-            self.disable = True
+        else:
+            self.clear()
+        self.disable = True
+        self._decr_instances(self)
+
+    def clear(self, nolock: bool = False) -> None:
+        """Nothing to take back."""
 
 
 class _NotebookBar(_Bar):
     """Redraws one HTML output in place."""
+
+    def clear(self, nolock: bool = False) -> None:
+        from IPython.display import HTML
+
+        self._handle.update(HTML(""))
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         from IPython.display import HTML, display
@@ -63,7 +77,8 @@ def progress(*args: Any, **kwargs: Any) -> tqdm:
     """A ``tqdm`` (same arguments) for where the program runs.
 
     In a notebook: one bar of HTML. In a terminal: the usual bar. In a log, where a bar
-    cannot move: a line every ten seconds and one at the end.
+    cannot move: a line every ten seconds and one at the end. With ``leave=None`` a bar
+    inside another's loop is taken back when it ends.
     """
     if _in_notebook():
         bar = _NotebookBar(*args, gui=True, **kwargs)

@@ -51,8 +51,8 @@ def fit(
     max_events: int = 0,
     max_epochs: int = 20,
     patience: int = 2,
-    batch_size: int = 1024,
-    learning_rate: float = 1e-3,
+    batch_size: int = 2048,
+    learning_rate: float = 2e-3,
     weight_decay: float = 3.0,
 ) -> Fit:
     """Trains ``model`` in place on the log loss of ``split.train``.
@@ -77,7 +77,8 @@ def fit(
     generator = np.random.default_rng(seed)
     epochs: list[Epoch] = []
     best, best_weights = 0, None
-    with torch.random.fork_rng(), progress(total=max_epochs, unit=" epochs") as bar:
+    bar = progress(total=max_epochs, unit=" epochs", leave=None)
+    with torch.random.fork_rng(), bar:
         torch.manual_seed(seed)
         for number in range(max_epochs):
             begin, total = time.perf_counter(), 0.0

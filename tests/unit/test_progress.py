@@ -67,6 +67,13 @@ def test_a_log_can_be_told_nothing(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_of_nested_bars_the_outer_one_stays(capsys):
+    for _ in progress(range(2), desc="outer", leave=None):
+        assert list(progress(range(3), desc="inner", leave=None)) == [0, 1, 2]
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("outer: 100%")
+
+
 CELLS = {
     "whole loop": """
 import time
@@ -104,6 +111,10 @@ with progress(
 with progress(unit="B", unit_scale=True) as bar:
     bar.update(1500)
 """,
+    "nested": """
+for _ in progress(range(2), desc="outer", leave=None):
+    _ = list(progress(range(3), desc="inner", leave=None))
+""",
     "before it moves": """
 still = progress(range(3), desc="waiting")
 """,
@@ -123,6 +134,7 @@ EXPECTED = {
     "epochs": [("", "20", "5", "5 epochs")],
     "bytes": [("ml-100k", "3145728", "3145728", "3.15MB")],
     "no total": [("", "1", "1500", "1.50kB")],
+    "nested": [("outer", "2", "2", "2 it")],
     "before it moves": [("waiting", "3", "0", "0 it")],
     "disabled": [],
     "two bars": [("one", "2", "2", "2 it"), ("two", "3", "3", "3 it")],
@@ -148,7 +160,8 @@ def executed(tmp_path_factory):
 def test_a_notebook_keeps_the_last_state_as_one_output_of_html(executed, name):
     outputs = executed[name]  # a line on stderr would be one of them
     assert {output.output_type for output in outputs} <= {"display_data"}
-    bars = [BAR.fullmatch(output.data["text/html"]) for output in outputs]
+    shown = [html for output in outputs if (html := output.data["text/html"])]
+    bars = [BAR.fullmatch(html) for html in shown]
     assert [bar.groups()[:4] for bar in bars] == EXPECTED[name]
 
 

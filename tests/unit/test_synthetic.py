@@ -216,6 +216,7 @@ def test_the_click_model(world):
     first, inverse = group(segment, log.item)
     public = world.public_logit[first]
     assert (world.public_logit == public[inverse]).all()
+    leans = []
     for k in range(8):
         cells = {
             (segment[row], log.item[row]): world.public_logit[row]
@@ -224,8 +225,10 @@ def test_the_click_model(world):
         items = {item for _, item in cells}
         whole = [item for item in items if all((s, item) in cells for s in range(1, 5))]
         table = np.array([[cells[s, item] for item in whole] for s in range(1, 5)])
-        steps = table - table[0]
-        np.testing.assert_allclose(steps, steps[:, :1] + 0 * steps, atol=1e-12)
+        steps = table - table[0]  # between segments, equal for all items of a topic
+        np.testing.assert_allclose(steps, np.tile(steps[:, :1], len(whole)), atol=1e-12)
+        leans.append(steps[:, 0])
+    assert len(np.unique(np.round(leans, 6), axis=0)) == 8
     # The private part is one draw for each user and topic.
     z = (logit(world.probability) - world.public_logit) / world.private_strength
     first, inverse = group(log.user, topic)
