@@ -35,6 +35,9 @@ class Request(TensorTree):
     timestamp: Tensor  # [B] int64 seconds
     candidates: Tensor  # [B, M] int64 item index
     history: History
+    # [B, M] int64, how many leading events each candidate may read; None for all.
+    # Serving needs none: the history ends before the request. Amortized training does.
+    visible: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Impressions(TensorTree):
 
     request: Request
     label: Tensor  # [B, M] float32 in {0, 1}
+    row: Tensor  # [B, M] int64 row of the log, -1 under padding
 
 
 def pad_histories(
@@ -94,7 +98,8 @@ def impressions_at(
             histories, histories.start[rows], histories.end[rows], max_events
         ),
     )
-    return Impressions(request, torch.from_numpy(log.label[rows])[:, None])
+    label, row = torch.from_numpy(log.label[rows]), torch.from_numpy(rows)
+    return Impressions(request, label[:, None], row[:, None])
 
 
 def batches(
@@ -116,3 +121,49 @@ def batches(
         yield impressions_at(
             log, histories, rows[first : first + batch_size], max_events
         )
+
+
+def user_batches(
+    log: InteractionLog,
+    histories: Histories,
+    rows: np.ndarray,
+    *,
+    max_tokens: int,
+    generator: np.random.Generator | None = None,
+) -> Iterator[Impressions]:
+    """Yields ``rows`` with all impressions of a user side by side: amortized training.
+
+    A batch row holds one user's history up to the last of their impressions among
+    ``rows``, those impressions as M candidates, and for each how many events it may
+    read. Users of like length share a batch, as many as keep users x (N + M) within
+    ``max_tokens``; a user who needs more is a batch alone. No row is lost. A generator
+    shuffles the order of the batches.
+    """
+    rows = rows[np.lexsort((histories.end[rows], log.user[rows]))]
+    users, first, m = np.unique(log.user[rows], return_index=True, return_counts=True)
+    start = histories.start[rows[first]]
+    n = histories.end[rows[first + m - 1]] - start
+    groups: list[list[int]] = []
+    widest = most = 0
+    for u in np.argsort(n + m, kind="stable").tolist():
+        widest, most = max(widest, n[u]), max(most, m[u])
+        if not groups or (len(groups[-1]) + 1) * (widest + most) > max_tokens:
+            groups.append([])
+            widest, most = n[u], m[u]
+        groups[-1].append(u)
+    if generator is not None:
+        generator.shuffle(groups)
+    for group in groups:
+        column = np.arange(m[group].max())
+        real = column < m[group][:, None]  # [B, M]
+        at = rows[first[group][:, None] + np.where(real, column, 0)]
+        ends = start[group] + n[group]
+        request = Request(
+            user=torch.from_numpy(users[group]),
+            timestamp=torch.from_numpy(log.timestamp[at[:, 0]]),
+            candidates=torch.from_numpy(log.item[at]),
+            history=pad_histories(histories, start[group], ends, max_events=len(log)),
+            visible=torch.from_numpy(histories.end[at] - start[group][:, None]),
+        )
+        row = torch.from_numpy(np.where(real, at, -1))
+        yield Impressions(request, torch.from_numpy(log.label[at]), row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -98,6 +99,12 @@ class DLRM(nn.Module):
             cross += users.n_vectors + items.n_vectors + d
         self.top = TopMLP(users.n_own, items.n_own, cross, hidden)
 
+    def with_encoder(self, encoder: HistoryEncoder) -> DLRM:
+        """This ranker around another encoder; all other weights are shared."""
+        ranker = copy.copy(self)
+        ranker._modules = {**self._modules, "encoder": encoder}
+        return ranker
+
     def encode_items(self, item: Tensor) -> ItemSide:
         """Item clock: item indices [...] -> vectors, share and the encoder's code."""
         vectors = self.embeddings.items(item)
@@ -113,7 +120,9 @@ class DLRM(nn.Module):
         code = None
         if self.encoder is not None:
             events = self.embeddings.events(request.history)
-            code = self.encoder.encode_history(events, request.history.mask, vectors)
+            code = self.encoder.encode_history(
+                events, request.history.mask, vectors, request.visible
+            )
         share = self.top.user(self.embeddings.users.own(vectors))
         return RequestSide(vectors, share, code)
 

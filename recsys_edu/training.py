@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-from recsys_edu.batch import batches
+from recsys_edu.batch import Impressions, batches
 from recsys_edu.data.interactions import Histories, InteractionLog, Split
 from recsys_edu.metrics import Metrics, evaluate
 from recsys_edu.progress import progress
+
+Batching = Callable[..., Iterator[Impressions]]
+"""(log, histories, rows, generator=...) -> batches: ``batches`` or ``user_batches``."""
+
+BY_IMPRESSION: Batching = partial(batches, batch_size=2048, max_events=0)
 
 
 @dataclass(frozen=True)
@@ -48,10 +55,9 @@ def fit(
     split: Split,
     *,
     seed: int,
-    max_events: int = 0,
+    batching: Batching = BY_IMPRESSION,
     max_epochs: int = 20,
     patience: int = 2,
-    batch_size: int = 2048,
     learning_rate: float = 2e-3,
     weight_decay: float = 3.0,
 ) -> Fit:
@@ -64,7 +70,10 @@ def fit(
 
     Args:
         model: takes a :class:`~recsys_edu.batch.Request`, returns logits [B, M].
-        max_events: the most recent events of history the model gets; 0 for none.
+        batching: how rows become batches, and how much history each gets:
+            ``partial(batches, batch_size=..., max_events=...)`` for one row an
+            impression, ``partial(user_batches, max_tokens=...)`` for amortized
+            training. The default gives no history.
 
     Raises:
         FloatingPointError: the loss or a validation score is no longer finite.
@@ -73,7 +82,6 @@ def fit(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=learning_rate, weight_decay=weight_decay
     )
-    loss_of = nn.BCEWithLogitsLoss()
     generator = np.random.default_rng(seed)
     epochs: list[Epoch] = []
     best, best_weights = 0, None
@@ -83,23 +91,16 @@ def fit(
         for number in range(max_epochs):
             begin, total = time.perf_counter(), 0.0
             model.train()
-            for batch in batches(
-                log,
-                histories,
-                split.train,
-                batch_size=batch_size,
-                max_events=max_events,
-                generator=generator,
-            ):
+            for batch in batching(log, histories, split.train, generator=generator):
                 batch = batch.to(device)
-                loss = loss_of(model(batch.request), batch.label)
+                loss = log_loss(model(batch.request), batch)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                total += loss.item() * len(batch.label)
+                total += loss.item() * int((batch.row >= 0).sum())
             seconds = time.perf_counter() - begin
             validation = score_rows(
-                model, log, histories, split.validation, max_events=max_events
+                model, log, histories, split.validation, batching=batching
             )
             if not np.isfinite([total, validation.sum()]).all():
                 raise FloatingPointError(
@@ -119,6 +120,12 @@ def fit(
     return Fit(tuple(epochs), best)
 
 
+def log_loss(logits: Tensor, batch: Impressions) -> Tensor:
+    """Mean log loss of logits [B, M] in nats; padding has no part in it."""
+    real = batch.row >= 0
+    return binary_cross_entropy_with_logits(logits[real], batch.label[real])
+
+
 @torch.inference_mode()
 def score_rows(
     model: nn.Module,
@@ -126,8 +133,7 @@ def score_rows(
     histories: Histories,
     rows: np.ndarray,
     *,
-    max_events: int = 0,
-    batch_size: int = 4096,
+    batching: Batching = BY_IMPRESSION,
 ) -> np.ndarray:
     """Click probabilities [len(rows)] of rows of the log, in order.
 
@@ -135,13 +141,12 @@ def score_rows(
     """
     device = next(model.parameters()).device
     model.eval()
-    scores = [
-        torch.sigmoid(model(batch.request.to(device)))[:, 0].float().cpu().numpy()
-        for batch in batches(
-            log, histories, rows, batch_size=batch_size, max_events=max_events
-        )
-    ]
-    return np.concatenate(scores) if scores else np.zeros(0, np.float32)
+    probability = np.zeros(len(log), np.float32)
+    for batch in batching(log, histories, rows):
+        scores = torch.sigmoid(model(batch.request.to(device))).float().cpu()
+        real = batch.row >= 0
+        probability[batch.row[real].numpy()] = scores[real].numpy()
+    return probability[rows]
 
 
 def save_checkpoint(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 # What an encoder keeps of its items and of a history: a tensor or a TensorTree.
@@ -26,7 +27,7 @@ class HistoryEncoder(nn.Module, ABC):
 
     @abstractmethod
     def encode_history(
-        self, history: Tensor, mask: Tensor, context: Tensor
+        self, history: Tensor, mask: Tensor, context: Tensor, visible: Tensor | None
     ) -> HistoryCode:
         """Request clock: a history -> whatever can be kept per request.
 
@@ -34,6 +35,12 @@ class HistoryEncoder(nn.Module, ABC):
             history: [B, N, d] event vectors, oldest first.
             mask: [B, N] bool, True where there is an event. A row may be all False.
             context: [B, S, d] the user's feature vectors.
+            visible: [B, M] int64, how many leading events each candidate may read, for
+                amortized training; None if all candidates may read all events.
+
+        Raises:
+            ValueError: ``visible`` is given and the encoder lets events read later
+                ones, so that no part of its code is free of them.
         """
 
     @abstractmethod
@@ -41,9 +48,29 @@ class HistoryEncoder(nn.Module, ABC):
         """Candidate clock: codes of M candidates and of B histories -> [B, M, d]."""
 
     def forward(
-        self, history: Tensor, mask: Tensor, context: Tensor, candidates: Tensor
+        self,
+        history: Tensor,
+        mask: Tensor,
+        context: Tensor,
+        candidates: Tensor,
+        visible: Tensor | None = None,
     ) -> Tensor:
         """All three clocks at once: candidates [B, M, d] -> [B, M, d]."""
-        return self.fuse(
-            self.encode_items(candidates), self.encode_history(history, mask, context)
-        )
+        code = self.encode_history(history, mask, context, visible)
+        return self.fuse(self.encode_items(candidates), code)
+
+
+def readable(mask: Tensor, visible: Tensor | None) -> Tensor:
+    """Which events which candidate may read: the one place that decides visibility.
+
+    Args:
+        mask: [B, N] bool, True where there is an event.
+        visible: [B, M] how many leading events each candidate may read, or None.
+
+    Returns:
+        [B, 1, N] bool, the same for all candidates; with ``visible`` [B, M, N].
+    """
+    if visible is None:
+        return mask.unsqueeze(1)
+    event = torch.arange(mask.shape[1], device=mask.device)
+    return mask.unsqueeze(1) & (event < visible.unsqueeze(-1))

@@ -26,7 +26,7 @@ class MeanPooling(HistoryEncoder):
     def encode_items(self, items):
         return self.item(items)
 
-    def encode_history(self, history, mask, context):
+    def encode_history(self, history, mask, context, visible=None):
         total = torch.where(mask[..., None], history, 0).sum(-2)
         mean = total / mask.sum(-1, keepdim=True).clamp(min=1)
         return self.event(mean) + self.user(context.mean(-2))

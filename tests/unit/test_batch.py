@@ -167,4 +167,4 @@ def test_a_batch_moves_as_one(make_log):
     batch = impressions_at(log, Histories.from_log(log), np.arange(3), 2).to("meta")
     places = []
     batch.map(lambda tensor: places.append(tensor.device.type) or tensor)
-    assert places == ["meta"] * 8
+    assert places == ["meta"] * 9

@@ -2,6 +2,7 @@
 
 import json
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +18,11 @@ from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
 from recsys_edu.metrics import evaluate, expected_auc
 from recsys_edu.training import fit, load_checkpoint, save_checkpoint, score_rows
+
+
+def by_row(batch_size, max_events=0):
+    """Batches of one row an impression."""
+    return partial(batches, batch_size=batch_size, max_events=max_events)
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +79,7 @@ def test_fit_is_a_plain_loop(data):
     model, plain = Table(), Table()
     plain.load_state_dict(model.state_dict())
     fit(
-        model, log, histories, split, seed=7, max_epochs=1, batch_size=500,
+        model, log, histories, split, seed=7, max_epochs=1, batching=by_row(500),
         learning_rate=0.01, weight_decay=0.5,
     )  # fmt: skip
     optimizer = torch.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0.5)
@@ -95,7 +101,7 @@ def test_the_record_of_an_epoch(data):
     log, histories, split = data
     model = Table()
     result = fit(
-        model, log, histories, split, seed=0, max_epochs=1, batch_size=999,
+        model, log, histories, split, seed=0, max_epochs=1, batching=by_row(999),
         learning_rate=0.0,
     )  # fmt: skip
     probability = torch.sigmoid(model.logit.weight.double())[log.item, 0].detach()
@@ -134,7 +140,7 @@ def test_which_rows_are_seen_when(make_log, max_events):
     model = Spy(len(log))
     result = fit(
         model, log, Histories.from_log(log), split, seed=0, max_epochs=2,
-        batch_size=7, max_events=max_events,
+        batching=by_row(7, max_events),
     )  # fmt: skip
     assert len(result.epochs) == 2
     once, again = np.split(np.array(model.shown[True]), 2)
@@ -163,7 +169,7 @@ def test_the_bar_counts_the_epoch_that_it_stopped_after(data, capsys):
 def test_the_best_epoch_s_weights_come_back(data):
     """Overfitted on purpose; the weights are those of a run that ends at the best."""
     log, histories, split = data
-    options = dict(seed=0, batch_size=256, learning_rate=0.02, weight_decay=0.0)
+    options = dict(seed=0, batching=by_row(256), learning_rate=0.02, weight_decay=0.0)
     model = dlrm(log)
     result = fit(model, log, histories, split, **options)
     ne = [epoch.validation.ne for epoch in result.epochs]
@@ -193,7 +199,7 @@ def test_no_epoch_leaves_the_model_alone(data):
 
 def trained(data, encoder, *, init=0, seed=0):
     model = dlrm(data[0], encoder, model=Dropping, seed=init)
-    fit(model, *data, seed=seed, max_epochs=2, max_events=5)
+    fit(model, *data, seed=seed, max_epochs=2, batching=by_row(2048, 5))
     return weights(model)
 
 
@@ -245,10 +251,12 @@ def learned_auc(world, encoder=None, max_events=0):
     embeddings = Embeddings(users, log.items, 2, d=8)
     model = DLRM(embeddings, encoder and encoder(8), hidden=(16,))
     fit(
-        model, log, histories, split, seed=0, max_events=max_events, max_epochs=8,
-        batch_size=512, learning_rate=0.01, weight_decay=0.1,
+        model, log, histories, split, seed=0, max_epochs=8, learning_rate=0.01,
+        weight_decay=0.1, batching=by_row(512, max_events),
     )  # fmt: skip
-    scores = score_rows(model, log, histories, split.test, max_events=max_events)
+    scores = score_rows(
+        model, log, histories, split.test, batching=by_row(4096, max_events)
+    )
     truth = world.probability[split.test]
     ceilings = {
         n: expected_auc(world.best_guess(histories, n)[split.test], truth)
@@ -312,7 +320,7 @@ def test_scores_come_in_the_order_of_the_rows(data):
     log, histories, _ = data
     model = Table()
     rows = np.random.default_rng(0).permutation(len(log))[:100]
-    scores = score_rows(model, log, histories, rows, batch_size=7)
+    scores = score_rows(model, log, histories, rows, batching=by_row(7))
     assert scores.dtype == np.float32
     expected = torch.sigmoid(model.logit.weight.detach())[log.item[rows], 0]
     # The last places of a sigmoid differ between vectorised and single elements.
@@ -336,7 +344,10 @@ def test_scores_read_as_many_events_as_asked(data, mean_pooling):
     log, histories, split = data
     model = dlrm(log, mean_pooling)
     rows = split.test[histories.lengths(split.test) > 5]
-    none, some = (score_rows(model, log, histories, rows, max_events=n) for n in (0, 5))
+    none, some = (
+        score_rows(model, log, histories, rows, batching=by_row(4096, n))
+        for n in (0, 5)
+    )
     assert (none != some).all()
     [batch] = batches(log, histories, rows, batch_size=10**6, max_events=5)
     with torch.inference_mode():

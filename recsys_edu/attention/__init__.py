@@ -1,0 +1,1 @@
+"""Attention: masks, and the forms of attention that read under them."""

@@ -1,0 +1,223 @@
+"""Append fusion: the candidate is one more token behind the history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from recsys_edu.attention import masks
+from recsys_edu.attention.softmax import TransformerBlock
+from recsys_edu.encoders.base import HistoryEncoder, readable
+from recsys_edu.tree import TensorTree
+
+
+class HistoryTransformer(nn.Module):
+    """A Transformer over the history, with a learned start token before it.
+
+    The start token gives an empty history a key, so that no softmax is over nothing.
+
+    Args:
+        d, layers, heads: width, depth and attention heads.
+        causal: tokens read their past only, so that a prefix of the history has the
+            same keys, values and outputs as in the whole.
+    """
+
+    def __init__(
+        self, d: int, *, layers: int, heads: int, causal: bool, dropout: float
+    ) -> None:
+        super().__init__()
+        self.causal = causal
+        self.start = nn.Parameter(torch.randn(d) * d**-0.5)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(d, heads, dropout) for _ in range(layers)
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(d)
+
+    def begin(self, history: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Puts the start token before [B, N, d] events and their mask: 1 + N tokens."""
+        start = self.start.expand(len(history), 1, -1)
+        tokens = self.dropout(torch.cat([start, history], dim=1))
+        return tokens, torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
+
+    def allowed(self, mask: Tensor) -> Tensor:
+        """What history tokens may read: [B, T] real ones -> [B, 1, 1 or T, T] bool."""
+        keys = mask[:, None, None, :]
+        if not self.causal:
+            return keys
+        t = mask.shape[1]
+        return keys & torch.ones(t, t, dtype=torch.bool, device=mask.device).tril()
+
+
+@dataclass(frozen=True)
+class KeyValueCache(TensorTree):
+    """What M-FALCON keeps of a history: keys and values of every layer."""
+
+    k: Tensor  # [B, layers, heads, 1 + N, dh]
+    v: Tensor  # [B, layers, heads, 1 + N, dh]
+    mask: Tensor  # [B, 1 or M, 1 + N] bool, which of them a candidate may read
+
+
+class AppendEncoder(HistoryEncoder):
+    """Append whose history knows no candidate, so that M-FALCON applies.
+
+    The history runs through the Transformer by itself, and every layer's keys and
+    values are kept. A candidate is one token that reads them::
+
+        request clock    H = block_i(H reads H)                   O(l N d^2 + l N^2 d)
+        candidate clock  C = block_i(C reads H, maybe itself)     O(l d^2 + l N d)
+
+    Sources: Hertel et al. 2025 (append with cross-attention: Q from [H; C], K and V
+    from H); Zhai et al. 2024, section 3.4 (M-FALCON). Whether the paper's history is
+    causal is not published; both are here.
+
+    Args:
+        causal: events read earlier events only; needed for amortized training and for
+            extending a cache. False lets them read each other both ways.
+        reads_itself: a candidate also reads its own key: with ``causal``, this is
+            append with causal self-attention.
+    """
+
+    def __init__(
+        self,
+        d: int,
+        *,
+        layers: int = 2,
+        heads: int = 2,
+        causal: bool = True,
+        reads_itself: bool = False,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.reads_itself = reads_itself
+        self.transformer = HistoryTransformer(
+            d, layers=layers, heads=heads, causal=causal, dropout=dropout
+        )
+
+    def encode_items(self, items: Tensor) -> Tensor:
+        """Item clock: nothing to do, [..., d] -> [..., d]."""
+        return items
+
+    def encode_history(
+        self, history: Tensor, mask: Tensor, context: Tensor, visible: Tensor | None
+    ) -> KeyValueCache:
+        """Request clock: the Transformer over the history, its keys and values kept."""
+        if visible is not None and not self.transformer.causal:
+            raise ValueError(
+                "a bidirectional history reads events later than a candidate may: "
+                "train it one impression a row"
+            )
+        x, mask = self.transformer.begin(history, mask)
+        allowed = self.transformer.allowed(mask)
+        *blocks, last = self.transformer.blocks
+        cache = []
+        for block in blocks:
+            k, v = block.keys_values(x)
+            cache.append((k, v))
+            x = block(x, k, v, allowed)
+        cache.append(last.keys_values(x))  # nobody reads the last layer's output
+        k, v = (torch.stack(part, dim=1) for part in zip(*cache, strict=True))
+        # The start token is one more leading event that everybody may read.
+        return KeyValueCache(
+            k, v, readable(mask, None if visible is None else visible + 1)
+        )
+
+    def fuse(self, items: Tensor, history: KeyValueCache) -> Tensor:
+        """Candidate clock: M tokens through the layers, reading the kept keys."""
+        x = self.transformer.dropout(items.expand(len(history.mask), *items.shape[-2:]))
+        allowed = history.mask.unsqueeze(1)  # [B, 1, 1 or M, 1 + N]
+        for layer, block in enumerate(self.transformer.blocks):
+            k, v = history.k[:, layer], history.v[:, layer]
+            x = block(x, k, v, allowed, reads_itself=self.reads_itself)
+        return self.transformer.norm(x)
+
+
+@dataclass(frozen=True)
+class Tokens(TensorTree):
+    """A history kept as it came, for encoders that can share no more than that."""
+
+    tokens: Tensor  # [B, N, d]
+    mask: Tensor  # [B, N] bool
+
+
+class AppendSelfEncoder(HistoryEncoder):
+    """Append with bidirectional self-attention: every token reads every token.
+
+    The history reads the candidate, so nothing behind the embeddings is shared: each
+    candidate is a Transformer over 1 + N + 1 tokens, O(l N d^2 + l N^2 d). This is BST
+    (Chen et al. 2019) with its target item at the end.
+    """
+
+    def __init__(
+        self, d: int, *, layers: int = 2, heads: int = 2, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.transformer = HistoryTransformer(
+            d, layers=layers, heads=heads, causal=False, dropout=dropout
+        )
+
+    def encode_items(self, items: Tensor) -> Tensor:
+        """Item clock: nothing to do, [..., d] -> [..., d]."""
+        return items
+
+    def encode_history(
+        self, history: Tensor, mask: Tensor, context: Tensor, visible: Tensor | None
+    ) -> Tokens:
+        """Request clock: the tokens as they are."""
+        if visible is not None:
+            raise ValueError("the history reads the candidate: one impression a row")
+        return Tokens(*self.transformer.begin(history, mask))
+
+    def fuse(self, items: Tensor, history: Tokens) -> Tensor:
+        """Candidate clock: the whole Transformer, once for each of M candidates."""
+        batch, m = len(history.tokens), items.shape[-2]
+        candidate = items.expand(batch, m, -1).flatten(0, 1).unsqueeze(1)  # [B M, 1, d]
+        x = torch.cat([history.tokens.repeat_interleave(m, dim=0), candidate], dim=1)
+        mask = torch.cat([history.mask, history.mask.new_ones(batch, 1)], dim=1)
+        allowed = self.transformer.allowed(mask.repeat_interleave(m, dim=0))
+        for block in self.transformer.blocks:
+            x = block(x, *block.keys_values(x), allowed)
+        return self.transformer.norm(x[:, -1]).unflatten(0, (batch, m))
+
+
+class SinglePassEncoder(HistoryEncoder):
+    """The model of an :class:`AppendEncoder`, as one masked sequence [history; M].
+
+    One pass over 1 + N + M tokens under :func:`~recsys_edu.attention.masks.append`,
+    O(l (N + M) d^2 + l (N + M)^2 d), all of it on the candidate clock. The weights are
+    those of ``encoder``; so are the scores.
+    """
+
+    def __init__(self, encoder: AppendEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def encode_items(self, items: Tensor) -> Tensor:
+        """Item clock: nothing to do, [..., d] -> [..., d]."""
+        return items
+
+    def encode_history(
+        self, history: Tensor, mask: Tensor, context: Tensor, visible: Tensor | None
+    ) -> Tokens:
+        """Request clock: the tokens as they are."""
+        if visible is not None:
+            raise ValueError("one sequence serves one request: visible must be None")
+        return Tokens(*self.encoder.transformer.begin(history, mask))
+
+    def fuse(self, items: Tensor, history: Tokens) -> Tensor:
+        """Candidate clock: one Transformer pass over the history and all candidates."""
+        transformer = self.encoder.transformer
+        batch, n = history.mask.shape
+        items = items.expand(batch, *items.shape[-2:])
+        m = items.shape[1]
+        rule = masks.append(
+            n, m, causal=transformer.causal, reads_itself=self.encoder.reads_itself
+        )
+        keys = torch.cat([history.mask, history.mask.new_ones(batch, m)], dim=1)
+        allowed = rule.dense(items.device) & keys[:, None, None, :]
+        x = torch.cat([history.tokens, transformer.dropout(items)], dim=1)
+        for block in transformer.blocks:
+            x = block(x, *block.keys_values(x), allowed)
+        return transformer.norm(x[:, n:])

@@ -1,0 +1,1 @@
+"""Scoring: the same scores with the history read many times, or once."""

@@ -1,0 +1,62 @@
+"""Scoring strategies: the same scores, with the history read M times, or once.
+
+Each is a function of a ranker and a request, [B] users with M candidates each, and
+returns logits [B, M]. Where two are defined for a model they agree to rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from recsys_edu.batch import Request
+from recsys_edu.dlrm import DLRM
+from recsys_edu.encoders.append import AppendEncoder, SinglePassEncoder
+
+
+def naive(model: DLRM, request: Request) -> Tensor:
+    """One full pass for every candidate: the history is read M times. The oracle.
+
+    Cost: M x (request clock + candidate clock).
+    """
+    scores = [
+        model(replace(request, candidates=candidate))
+        for candidate in request.candidates.split(1, dim=1)
+    ]
+    return torch.cat(scores, dim=1)
+
+
+def amortized(model: DLRM, request: Request, *, micro_batch: int) -> Tensor:
+    """M-FALCON: the history once, then candidates in micro-batches that read its code.
+
+    Cost: request clock + M x candidate clock. The micro-batch bounds the memory that
+    candidates take at a time. Source: Zhai et al. 2024, section 3.4.
+
+    Raises:
+        ValueError: ``micro_batch`` is less than 1.
+    """
+    if micro_batch < 1:
+        raise ValueError(f"micro_batch is {micro_batch}; it must be 1 or more")
+    known = model.encode_request(request)  # request clock, once
+    scores = [
+        model.fuse(model.encode_items(candidates), known)
+        for candidates in request.candidates.split(micro_batch, dim=1)
+    ]
+    return torch.cat(scores, dim=1)
+
+
+def single_pass(model: DLRM, request: Request) -> Tensor:
+    """One masked sequence [history; M candidates] through the Transformer.
+
+    Raises:
+        TypeError: the encoder is not an ``AppendEncoder``; no mask makes one sequence
+            of it without candidates reading each other.
+    """
+    if not isinstance(model.encoder, AppendEncoder):
+        raise TypeError(
+            f"{type(model.encoder).__name__} has no single-pass form: "
+            "score it with naive() or amortized()"
+        )
+    return model.with_encoder(SinglePassEncoder(model.encoder))(request)
