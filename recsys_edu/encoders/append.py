@@ -3,52 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recsys_edu.attention import masks
-from recsys_edu.attention.softmax import TransformerBlock
 from recsys_edu.encoders.base import HistoryEncoder, readable
+from recsys_edu.encoders.transformer import Size, Tokens, TransformerEncoder
 from recsys_edu.tree import TensorTree
-
-
-class HistoryTransformer(nn.Module):
-    """A Transformer over the history, with a learned start token before it.
-
-    The start token gives an empty history a key, so that no softmax is over nothing.
-
-    Args:
-        d, layers, heads: width, depth and attention heads.
-        causal: tokens read their past only, so that a prefix of the history has the
-            same keys, values and outputs as in the whole.
-    """
-
-    def __init__(
-        self, d: int, *, layers: int, heads: int, causal: bool, dropout: float
-    ) -> None:
-        super().__init__()
-        self.causal = causal
-        self.start = nn.Parameter(torch.randn(d) * d**-0.5)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(d, heads, dropout) for _ in range(layers)
-        )
-        self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(d)
-
-    def begin(self, history: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Puts the start token before [B, N, d] events and their mask: 1 + N tokens."""
-        start = self.start.expand(len(history), 1, -1)
-        tokens = self.dropout(torch.cat([start, history], dim=1))
-        return tokens, torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
-
-    def allowed(self, mask: Tensor) -> Tensor:
-        """What history tokens may read: [B, T] real ones -> [B, 1, 1 or T, T] bool."""
-        keys = mask[:, None, None, :]
-        if not self.causal:
-            return keys
-        t = mask.shape[1]
-        return keys & torch.ones(t, t, dtype=torch.bool, device=mask.device).tril()
 
 
 @dataclass(frozen=True)
@@ -60,7 +23,7 @@ class KeyValueCache(TensorTree):
     mask: Tensor  # [B, 1 or M, 1 + N] bool, which of them a candidate may read
 
 
-class AppendEncoder(HistoryEncoder):
+class AppendEncoder(TransformerEncoder):
     """Append whose history knows no candidate, so that M-FALCON applies.
 
     The history runs through the Transformer by itself, and every layer's keys and
@@ -84,34 +47,20 @@ class AppendEncoder(HistoryEncoder):
         self,
         d: int,
         *,
-        layers: int = 2,
-        heads: int = 2,
         causal: bool = True,
         reads_itself: bool = False,
-        dropout: float = 0.1,
+        **size: Unpack[Size],
     ) -> None:
-        super().__init__()
-        self.reads_itself = reads_itself
-        self.transformer = HistoryTransformer(
-            d, layers=layers, heads=heads, causal=causal, dropout=dropout
-        )
-
-    def encode_items(self, items: Tensor) -> Tensor:
-        """Item clock: nothing to do, [..., d] -> [..., d]."""
-        return items
+        super().__init__(d, **size)
+        self.causal, self.reads_itself = causal, reads_itself
 
     def encode_history(
         self, history: Tensor, mask: Tensor, context: Tensor, visible: Tensor | None
     ) -> KeyValueCache:
         """Request clock: the Transformer over the history, its keys and values kept."""
-        if visible is not None and not self.transformer.causal:
-            raise ValueError(
-                "a bidirectional history reads events later than a candidate may: "
-                "train it one impression a row"
-            )
-        x, mask = self.transformer.begin(history, mask)
-        allowed = self.transformer.allowed(mask)
-        *blocks, last = self.transformer.blocks
+        begun = self.begin(history, mask, visible)
+        x, allowed = begun.tokens, self.allowed(begun.mask)
+        *blocks, last = self.blocks
         cache = []
         for block in blocks:
             k, v = block.keys_values(x)
@@ -120,29 +69,20 @@ class AppendEncoder(HistoryEncoder):
         cache.append(last.keys_values(x))  # nobody reads the last layer's output
         k, v = (torch.stack(part, dim=1) for part in zip(*cache, strict=True))
         # The start token is one more leading event that everybody may read.
-        return KeyValueCache(
-            k, v, readable(mask, None if visible is None else visible + 1)
-        )
+        leading = None if visible is None else visible + 1
+        return KeyValueCache(k, v, readable(begun.mask, leading))
 
     def fuse(self, items: Tensor, history: KeyValueCache) -> Tensor:
         """Candidate clock: M tokens through the layers, reading the kept keys."""
-        x = self.transformer.dropout(items.expand(len(history.mask), *items.shape[-2:]))
+        x = self.dropout(items.expand(len(history.mask), *items.shape[-2:]))
         allowed = history.mask.unsqueeze(1)  # [B, 1, 1 or M, 1 + N]
-        for layer, block in enumerate(self.transformer.blocks):
+        for layer, block in enumerate(self.blocks):
             k, v = history.k[:, layer], history.v[:, layer]
             x = block(x, k, v, allowed, reads_itself=self.reads_itself)
-        return self.transformer.norm(x)
+        return self.norm(x)
 
 
-@dataclass(frozen=True)
-class Tokens(TensorTree):
-    """A history kept as it came, for encoders that can share no more than that."""
-
-    tokens: Tensor  # [B, N, d]
-    mask: Tensor  # [B, N] bool
-
-
-class AppendSelfEncoder(HistoryEncoder):
+class AppendSelfEncoder(TransformerEncoder):
     """Append with bidirectional self-attention: every token reads every token.
 
     The history reads the candidate, so nothing behind the embeddings is shared: each
@@ -150,25 +90,11 @@ class AppendSelfEncoder(HistoryEncoder):
     (Chen et al. 2019) with its target item at the end.
     """
 
-    def __init__(
-        self, d: int, *, layers: int = 2, heads: int = 2, dropout: float = 0.1
-    ) -> None:
-        super().__init__()
-        self.transformer = HistoryTransformer(
-            d, layers=layers, heads=heads, causal=False, dropout=dropout
-        )
-
-    def encode_items(self, items: Tensor) -> Tensor:
-        """Item clock: nothing to do, [..., d] -> [..., d]."""
-        return items
-
     def encode_history(
         self, history: Tensor, mask: Tensor, context: Tensor, visible: Tensor | None
     ) -> Tokens:
         """Request clock: the tokens as they are."""
-        if visible is not None:
-            raise ValueError("the history reads the candidate: one impression a row")
-        return Tokens(*self.transformer.begin(history, mask))
+        return self.begin(history, mask, visible)
 
     def fuse(self, items: Tensor, history: Tokens) -> Tensor:
         """Candidate clock: the whole Transformer, once for each of M candidates."""
@@ -176,10 +102,8 @@ class AppendSelfEncoder(HistoryEncoder):
         candidate = items.expand(batch, m, -1).flatten(0, 1).unsqueeze(1)  # [B M, 1, d]
         x = torch.cat([history.tokens.repeat_interleave(m, dim=0), candidate], dim=1)
         mask = torch.cat([history.mask, history.mask.new_ones(batch, 1)], dim=1)
-        allowed = self.transformer.allowed(mask.repeat_interleave(m, dim=0))
-        for block in self.transformer.blocks:
-            x = block(x, *block.keys_values(x), allowed)
-        return self.transformer.norm(x[:, -1]).unflatten(0, (batch, m))
+        allowed = self.allowed(mask.repeat_interleave(m, dim=0))
+        return self.run(x, allowed)[:, -1].unflatten(0, (batch, m))
 
 
 class SinglePassEncoder(HistoryEncoder):
@@ -195,8 +119,8 @@ class SinglePassEncoder(HistoryEncoder):
         self.encoder = encoder
 
     def encode_items(self, items: Tensor) -> Tensor:
-        """Item clock: nothing to do, [..., d] -> [..., d]."""
-        return items
+        """Item clock: as ``encoder`` does."""
+        return self.encoder.encode_items(items)
 
     def encode_history(
         self, history: Tensor, mask: Tensor, context: Tensor, visible: Tensor | None
@@ -204,20 +128,18 @@ class SinglePassEncoder(HistoryEncoder):
         """Request clock: the tokens as they are."""
         if visible is not None:
             raise ValueError("one sequence serves one request: visible must be None")
-        return Tokens(*self.encoder.transformer.begin(history, mask))
+        return self.encoder.begin(history, mask, visible)
 
     def fuse(self, items: Tensor, history: Tokens) -> Tensor:
         """Candidate clock: one Transformer pass over the history and all candidates."""
-        transformer = self.encoder.transformer
+        encoder = self.encoder
         batch, n = history.mask.shape
         items = items.expand(batch, *items.shape[-2:])
         m = items.shape[1]
         rule = masks.append(
-            n, m, causal=transformer.causal, reads_itself=self.encoder.reads_itself
+            n, m, causal=encoder.causal, reads_itself=encoder.reads_itself
         )
         keys = torch.cat([history.mask, history.mask.new_ones(batch, m)], dim=1)
         allowed = rule.dense(items.device) & keys[:, None, None, :]
-        x = torch.cat([history.tokens, transformer.dropout(items)], dim=1)
-        for block in transformer.blocks:
-            x = block(x, *block.keys_values(x), allowed)
-        return transformer.norm(x[:, n:])
+        x = torch.cat([history.tokens, encoder.dropout(items)], dim=1)
+        return encoder.run(x, allowed)[:, n:]

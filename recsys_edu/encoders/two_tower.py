@@ -5,39 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recsys_edu.encoders.append import HistoryTransformer
-from recsys_edu.encoders.base import HistoryEncoder
+from recsys_edu.encoders.transformer import TransformerEncoder
 
 
-class TwoTower(HistoryEncoder):
+class TwoTower(TransformerEncoder):
     """Late fusion: a causal Transformer's last output is the user, candidates unread.
 
     The candidate meets it in the ranker's dot products only, O(d) on the candidate
     clock. The code is one vector, however long the history.
     """
 
-    def __init__(
-        self, d: int, *, layers: int = 2, heads: int = 2, dropout: float = 0.1
-    ) -> None:
-        super().__init__()
-        self.transformer = HistoryTransformer(
-            d, layers=layers, heads=heads, causal=True, dropout=dropout
-        )
-
-    def encode_items(self, items: Tensor) -> Tensor:
-        """Item clock: nothing to do, [..., d] -> [..., d]."""
-        return items
+    causal = True
 
     def encode_history(
         self, history: Tensor, mask: Tensor, context: Tensor, visible: Tensor | None
     ) -> Tensor:
         """Request clock: the token of the last event to be read, [B, 1 or M, d]."""
-        x, tokens = self.transformer.begin(history, mask)
-        for block in self.transformer.blocks:
-            x = block(x, *block.keys_values(x), self.transformer.allowed(tokens))
+        begun = self.begin(history, mask, visible)
+        x = self.run(begun.tokens, self.allowed(begun.mask))
         last = mask.sum(-1, keepdim=True) if visible is None else visible  # [B, 1 or M]
         row = torch.arange(len(x), device=x.device).unsqueeze(-1)
-        return self.transformer.norm(x[row, last])
+        return x[row, last]
 
     def fuse(self, items: Tensor, history: Tensor) -> Tensor:
         """Candidate clock: the user, the same vector for all M candidates."""

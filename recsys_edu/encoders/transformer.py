@@ -1,0 +1,84 @@
+"""What the Transformer encoders share: tokens, masks, and a pass through the blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from recsys_edu.attention.softmax import TransformerBlock
+from recsys_edu.encoders.base import HistoryEncoder
+from recsys_edu.tree import TensorTree
+
+
+class Size(TypedDict, total=False):
+    """Depth and regularisation of a :class:`TransformerEncoder`."""
+
+    layers: int
+    heads: int
+    dropout: float
+
+
+@dataclass(frozen=True)
+class Tokens(TensorTree):
+    """A history as tokens, for encoders that can share no more than that."""
+
+    tokens: Tensor  # [B, 1 + N, d]
+    mask: Tensor  # [B, 1 + N] bool
+
+
+class TransformerEncoder(HistoryEncoder):
+    """A Transformer over the history, with a learned start token before it.
+
+    The start token gives an empty history a key, so that no softmax is over nothing.
+    With ``causal``, tokens read their past only: a prefix of the history then has the
+    same keys, values and outputs as in the whole.
+    """
+
+    causal = False
+
+    def __init__(
+        self, d: int, *, layers: int = 2, heads: int = 2, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.start = nn.Parameter(torch.randn(d) * d**-0.5)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(d, heads, dropout) for _ in range(layers)
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(d)
+
+    def encode_items(self, items: Tensor) -> Tensor:
+        """Item clock: nothing to do, [..., d] -> [..., d]."""
+        return items
+
+    def begin(self, history: Tensor, mask: Tensor, visible: Tensor | None) -> Tokens:
+        """Puts the start token before [B, N, d] events and their mask.
+
+        Raises:
+            ValueError: ``visible`` is given and events read later ones.
+        """
+        if visible is not None and not self.causal:
+            raise ValueError(
+                f"in {type(self).__name__} events read later ones, which a candidate "
+                "may not see: train it one impression a row"
+            )
+        start = self.start.expand(len(history), 1, -1)
+        tokens = self.dropout(torch.cat([start, history], dim=1))
+        return Tokens(tokens, torch.cat([mask.new_ones(len(mask), 1), mask], dim=1))
+
+    def allowed(self, mask: Tensor) -> Tensor:
+        """What history tokens may read: [B, T] real ones -> [B, 1, 1 or T, T] bool."""
+        keys = mask[:, None, None, :]
+        if not self.causal:
+            return keys
+        t = mask.shape[1]
+        return keys & torch.ones(t, t, dtype=torch.bool, device=mask.device).tril()
+
+    def run(self, x: Tensor, allowed: Tensor) -> Tensor:
+        """Tokens [B, T, d], reading each other where allowed, through all blocks."""
+        for block in self.blocks:
+            x = block(x, *block.keys_values(x), allowed)
+        return self.norm(x)
