@@ -19,7 +19,10 @@ from recsys_edu.tree import TensorTree
 
 @dataclass(frozen=True)
 class History(TensorTree):
-    """B padded histories of at most N events, oldest first, padding at the end."""
+    """B histories of at most N events, oldest first, padded on either side.
+
+    The package pads at the end; padding before the events is read the same.
+    """
 
     item: Tensor  # [B, N] int64 item index, 0 under padding
     action: Tensor  # [B, N] int64 what the user did, 0 under padding

@@ -114,11 +114,26 @@ class DLRM(nn.Module):
         share = self.top.item(self.embeddings.items.own(vectors))
         return ItemSide(vectors, share, code)
 
-    def encode_request(self, request: Request) -> RequestSide:
-        """Request clock: users and histories; the candidates are not read."""
+    def encode_request(
+        self, request: Request, code: HistoryCode | None = None
+    ) -> RequestSide:
+        """Request clock: users and histories; the candidates are not read.
+
+        Args:
+            code: the encoder's, if it is known; the histories are then not read either.
+
+        Raises:
+            ValueError: each candidate sees a prefix of its own, as in amortized
+                training, of a history whose positions count from its end.
+        """
         vectors = self.embeddings.users(request.user)
-        code = None
-        if self.encoder is not None:
+        if code is None and self.encoder is not None:
+            positions = self.embeddings.positions
+            if request.visible is not None and not getattr(positions, "append_only", 1):
+                raise ValueError(
+                    f"{type(positions).__name__} counts from the end of a history, and "
+                    "each candidate sees another end: train it one impression a row"
+                )
             events = self.embeddings.events(request.history)
             code = self.encoder.encode_history(
                 events, request.history.mask, vectors, request.visible

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from recsys_edu.batch import History
 from recsys_edu.data.interactions import Features
+from recsys_edu.positions import Positions
 
 
 def pairwise_dots(vectors: Tensor) -> Tensor:
@@ -110,10 +111,17 @@ class Embeddings(nn.Module):
         users, items: the feature tables of a log.
         n_actions: how many kinds of action an event can carry.
         d: width of every vector.
+        positions: says when an event happened; None for events without a when.
     """
 
     def __init__(
-        self, users: Features, items: Features, n_actions: int, d: int
+        self,
+        users: Features,
+        items: Features,
+        n_actions: int,
+        d: int,
+        *,
+        positions: Positions | None = None,
     ) -> None:
         super().__init__()
         self.d = d
@@ -121,7 +129,15 @@ class Embeddings(nn.Module):
         self.items = FeatureEmbedding(items, d)
         self.actions = nn.Embedding(n_actions, d)
         nn.init.normal_(self.actions.weight, std=d**-0.5 / 4)
+        self.positions = positions
 
-    def events(self, history: History) -> Tensor:
-        """What was acted on plus what was done, [B, N] events -> [B, N, d]."""
-        return self.items(history.item).sum(-2) + self.actions(history.action)
+    def events(self, history: History, since: int = 0) -> Tensor:
+        """What was acted on, what was done, and when, summed: [B, N - since, d].
+
+        Only the events from ``since`` on are embedded; earlier ones may say when.
+        """
+        items, actions = history.item[:, since:], history.action[:, since:]
+        vectors = self.items(items).sum(-2) + self.actions(actions)
+        if self.positions is None:
+            return vectors
+        return vectors + self.positions(history)[:, since:]

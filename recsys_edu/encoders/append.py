@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recsys_edu.attention import masks
-from recsys_edu.encoders.base import HistoryEncoder, readable
+from recsys_edu.encoders.base import CannotExtend, HistoryEncoder, readable
 from recsys_edu.encoders.transformer import Size, Tokens, TransformerEncoder
 from recsys_edu.tree import TensorTree
 
@@ -59,18 +59,41 @@ class AppendEncoder(TransformerEncoder):
     ) -> KeyValueCache:
         """Request clock: the Transformer over the history, its keys and values kept."""
         begun = self.begin(history, mask, visible)
-        x, allowed = begun.tokens, self.allowed(begun.mask)
-        *blocks, last = self.blocks
-        cache = []
-        for block in blocks:
-            k, v = block.keys_values(x)
-            cache.append((k, v))
-            x = block(x, k, v, allowed)
-        cache.append(last.keys_values(x))  # nobody reads the last layer's output
-        k, v = (torch.stack(part, dim=1) for part in zip(*cache, strict=True))
+        k, v = self._keys_values(begun.tokens, self.allowed(begun.mask))
         # The start token is one more leading event that everybody may read.
         leading = None if visible is None else visible + 1
         return KeyValueCache(k, v, readable(begun.mask, leading))
+
+    def extend(
+        self, code: KeyValueCache, new: Tensor, context: Tensor
+    ) -> KeyValueCache:
+        """Request clock: K new events through the layers, O(l K d^2 + l K N d)."""
+        if not self.causal:
+            raise CannotExtend(
+                "in a bidirectional history old events read new ones: from the second "
+                "layer on, every key and value kept is another. Encode all of it again"
+            )
+        batch, n = len(new), code.k.shape[3]
+        real = new.new_ones(batch, new.shape[1], dtype=torch.bool)
+        mask = torch.cat([code.mask, real.unsqueeze(1)], dim=-1)
+        allowed = self.allowed(mask.squeeze(1))[:, :, n:]  # [B, 1, K, 1 + N + K]
+        return KeyValueCache(*self._keys_values(new, allowed, code), mask)
+
+    def _keys_values(
+        self, x: Tensor, allowed: Tensor, past: KeyValueCache | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values of the tokens of ``past`` and of x, in every layer."""
+        cache = []
+        for layer, block in enumerate(self.blocks):
+            k, v = block.keys_values(x)
+            if past is not None:
+                k = torch.cat([past.k[:, layer], k], dim=2)
+                v = torch.cat([past.v[:, layer], v], dim=2)
+            cache.append((k, v))
+            if layer + 1 < len(self.blocks):  # nobody reads the last layer's output
+                x = block(x, k, v, allowed)
+        k, v = (torch.stack(part, dim=1) for part in zip(*cache, strict=True))
+        return k, v
 
     def fuse(self, items: Tensor, history: KeyValueCache) -> Tensor:
         """Candidate clock: M tokens through the layers, reading the kept keys."""

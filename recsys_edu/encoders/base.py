@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 # What an encoder keeps of its items and of a history: a tensor or a TensorTree.
 # Only the encoder that made a code reads it.
 ItemCode = Any
 HistoryCode = Any
+
+
+class CannotExtend(ValueError):
+    """A code may not be carried over to a longer history; the message says why."""
 
 
 class HistoryEncoder(nn.Module, ABC):
@@ -47,6 +50,25 @@ class HistoryEncoder(nn.Module, ABC):
     def fuse(self, items: ItemCode, history: HistoryCode) -> Tensor:
         """Candidate clock: codes of M candidates and of B histories -> [B, M, d]."""
 
+    def extend(self, code: HistoryCode, new: Tensor, context: Tensor) -> HistoryCode:
+        """Request clock: the code of [old events; new events], from the old one's code.
+
+        It equals ``encode_history`` of them all, at the price of the new events. The
+        given code is left as it is. This is what lets a code live between requests.
+
+        Args:
+            code: of unpadded histories, all of one length.
+            new: [B, K, d] the vectors of K later events.
+            context: as in :meth:`encode_history`.
+
+        Raises:
+            CannotExtend: a new event changes what was kept of the old ones.
+        """
+        raise CannotExtend(
+            f"{type(self).__name__} keeps nothing that a longer history could go on "
+            "from: encode all of it again"
+        )
+
     def forward(
         self,
         history: Tensor,
@@ -64,7 +86,7 @@ def readable(mask: Tensor, visible: Tensor | None) -> Tensor:
     """Which events which candidate may read: the one place that decides visibility.
 
     Args:
-        mask: [B, N] bool, True where there is an event.
+        mask: [B, N] bool, True where there is an event. Padding may be on either side.
         visible: [B, M] how many leading events each candidate may read, or None.
 
     Returns:
@@ -72,5 +94,7 @@ def readable(mask: Tensor, visible: Tensor | None) -> Tensor:
     """
     if visible is None:
         return mask.unsqueeze(1)
-    event = torch.arange(mask.shape[1], device=mask.device)
-    return mask.unsqueeze(1) & (event < visible.unsqueeze(-1))
+    order = mask.cumsum(1).unsqueeze(
+        1
+    )  # [B, 1, N]: an event is the order-th of its user
+    return mask.unsqueeze(1) & (order <= visible.unsqueeze(-1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from recsys_edu.encoders.base import readable
 from recsys_edu.encoders.transformer import TransformerEncoder
 
 
@@ -23,7 +24,11 @@ class TwoTower(TransformerEncoder):
         """Request clock: the token of the last event to be read, [B, 1 or M, d]."""
         begun = self.begin(history, mask, visible)
         x = self.run(begun.tokens, self.allowed(begun.mask))
-        last = mask.sum(-1, keepdim=True) if visible is None else visible  # [B, 1 or M]
+        leading = (
+            None if visible is None else visible + 1
+        )  # the start token, and events
+        token = torch.arange(x.shape[1], device=x.device)
+        last = torch.where(readable(begun.mask, leading), token, 0).amax(-1)
         row = torch.arange(len(x), device=x.device).unsqueeze(-1)
         return x[row, last]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from recsys_edu.batch import Request
 from recsys_edu.dlrm import DLRM
 from recsys_edu.encoders.append import AppendEncoder, SinglePassEncoder
+from recsys_edu.scoring.user_cache import UserCache
 
 
 def naive(model: DLRM, request: Request) -> Tensor:
@@ -28,18 +29,23 @@ def naive(model: DLRM, request: Request) -> Tensor:
     return torch.cat(scores, dim=1)
 
 
-def amortized(model: DLRM, request: Request, *, micro_batch: int) -> Tensor:
+def amortized(
+    model: DLRM, request: Request, *, micro_batch: int, cache: UserCache | None = None
+) -> Tensor:
     """M-FALCON: the history once, then candidates in micro-batches that read its code.
 
     Cost: request clock + M x candidate clock. The micro-batch bounds the memory that
-    candidates take at a time. Source: Zhai et al. 2024, section 3.4.
+    candidates take at a time. With a cache, the request clock pays for events that are
+    new since the user's last request. Source: Zhai et al. 2024, section 3.4.
 
     Raises:
         ValueError: ``micro_batch`` is less than 1.
     """
     if micro_batch < 1:
         raise ValueError(f"micro_batch is {micro_batch}; it must be 1 or more")
-    known = model.encode_request(request)  # request clock, once
+    known = (model if cache is None else cache).encode_request(
+        request
+    )  # request clock, once
     scores = [
         model.fuse(model.encode_items(candidates), known)
         for candidates in request.candidates.split(micro_batch, dim=1)

@@ -1,0 +1,92 @@
+"""When in a history an event happened: a vector that is added to the event's own.
+
+Three schemes, and one question that decides what may be kept between requests: does a
+new event change what was added to the older ones?
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from recsys_edu.batch import History
+
+
+class Positions(nn.Module, ABC):
+    """Event j of a history takes row p(j) of a table [rows, d]."""
+
+    append_only: ClassVar[bool]
+    """Whether old events keep their vectors when new ones arrive."""
+
+    def __init__(self, rows: int, d: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(rows, d)
+        nn.init.normal_(self.table.weight, std=d**-0.5 / 4)
+
+    @abstractmethod
+    def row(self, history: History) -> Tensor:
+        """p, the row of each event: [B, N] int64."""
+
+    def forward(self, history: History) -> Tensor:
+        """Request clock: B histories of N events -> [B, N, d].
+
+        Raises:
+            ValueError: a history has more events than the table has rows for.
+        """
+        row = self.row(history)
+        if row.numel() and row.max() >= self.table.num_embeddings:
+            raise ValueError(
+                f"{type(self).__name__} has {self.table.num_embeddings} rows, too few "
+                f"for a history of {history.item.shape[1]} events: keep fewer events"
+            )
+        return self.table(row)
+
+
+class Absolute(Positions):
+    """p(j) = j: the oldest event takes row 0."""
+
+    append_only = True
+
+    def row(self, history: History) -> Tensor:
+        """[B, N] int64: how many events of the same user are older, 0 under padding."""
+        return torch.where(history.mask, history.mask.long().cumsum(1) - 1, 0)
+
+
+class Recency(Positions):
+    """p(j) = N - 1 - j: the newest event takes row 0.
+
+    One new event moves every older one down a row.
+    """
+
+    append_only = False
+
+    def row(self, history: History) -> Tensor:
+        """[B, N] int64: how many events of the same user are newer, 0 under padding."""
+        newer = history.mask.sum(1, keepdim=True) - history.mask.long().cumsum(1)
+        return torch.where(history.mask, newer, 0)
+
+
+class TimeGap(Positions):
+    """p(j) = 1 + floor(log2(1 + seconds since event j - 1)); the first takes row 0.
+
+    The last of the 26 rows begins at half a year. A gap lies in the past, so a new
+    event leaves it as it is.
+    """
+
+    append_only = True
+    ROWS = 26
+
+    def __init__(self, d: int) -> None:
+        super().__init__(self.ROWS, d)
+
+    def row(self, history: History) -> Tensor:
+        """[B, N] int64 in 0 .. 25, 0 under padding."""
+        gap = history.timestamp.diff(dim=1).clamp(min=0)
+        bucket = 1 + (1 + gap).double().log2().floor().long()
+        neighbours = history.mask[:, 1:] & history.mask[:, :-1]
+        row = torch.zeros_like(history.timestamp)
+        row[:, 1:] = torch.where(neighbours, bucket.clamp(max=self.ROWS - 1), 0)
+        return row
