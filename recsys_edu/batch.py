@@ -82,6 +82,30 @@ def pad_histories(
     )
 
 
+def random_request(log: InteractionLog, n: int, m: int, *, seed: int) -> Request:
+    """One user with n events and m candidates, all drawn at random (B = 1).
+
+    For counting and timing, where shapes matter and content does not: events come an
+    hour apart, from items and actions that the log knows.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(end: int, size: int) -> Tensor:
+        return torch.randint(end, (1, size), generator=generator)
+
+    return Request(
+        user=draw(log.n_users, 1)[0],
+        timestamp=torch.tensor([3600 * n]),
+        candidates=draw(log.n_items, m),
+        history=History(
+            item=draw(log.n_items, n),
+            action=draw(log.n_actions, n),
+            timestamp=3600 * torch.arange(n)[None],
+            mask=torch.ones(1, n, dtype=torch.bool),
+        ),
+    )
+
+
 def impressions_at(
     log: InteractionLog, histories: Histories, rows: np.ndarray, max_events: int
 ) -> Impressions:
@@ -132,40 +156,63 @@ def user_batches(
     rows: np.ndarray,
     *,
     max_tokens: int,
+    max_events: int | None = None,
+    max_candidates: int | None = None,
     generator: np.random.Generator | None = None,
 ) -> Iterator[Impressions]:
-    """Yields ``rows`` with all impressions of a user side by side: amortized training.
+    """Yields ``rows`` with a user's impressions side by side: amortized training.
 
-    A batch row holds one user's history up to the last of their impressions among
-    ``rows``, those impressions as M candidates, and for each how many events it may
-    read. Users of like length share a batch, as many as keep users x (N + M) within
-    ``max_tokens``; a user who needs more is a batch alone. No row is lost. A generator
-    shuffles the order of the batches.
+    A user's impressions are cut, in time order, into runs of ``max_candidates``. A run
+    is one batch row: the ``max_events`` events before its first impression, the events
+    from there to its last, its impressions as M candidates, and for each of them how
+    many of the events it may read. None stands for all.
+
+    Runs of like size share a batch, as many as keep runs x (N + M) within
+    ``max_tokens``; a run that needs more is a batch alone. No row is lost. A generator
+    shuffles the runs among those of their size, and the order of the batches.
+
+    Raises:
+        ValueError: ``max_events`` is negative or ``max_candidates`` is not positive.
     """
+    max_events = len(log) if max_events is None else max_events
+    max_candidates = len(log) if max_candidates is None else max_candidates
+    if max_events < 0 or max_candidates < 1:
+        raise ValueError(
+            f"max_events is {max_events}, must be 0 or more; "
+            f"max_candidates is {max_candidates}, must be 1 or more"
+        )
     rows = rows[np.lexsort((histories.end[rows], log.user[rows]))]
-    users, first, m = np.unique(log.user[rows], return_index=True, return_counts=True)
-    start = histories.start[rows[first]]
-    n = histories.end[rows[first + m - 1]] - start
+    _, begin, count = np.unique(log.user[rows], return_index=True, return_counts=True)
+    place = np.arange(len(rows)) - np.repeat(begin, count)  # among the user's rows
+    first = np.flatnonzero(place % max_candidates == 0)  # [R], of each run
+    m = np.diff(first, append=len(rows))
+    end = histories.end[rows[first + m - 1]]
+    start = np.maximum(
+        histories.start[rows[first]], histories.end[rows[first]] - max_events
+    )
+    n = end - start
+    order = np.arange(len(first))
+    if generator is not None:
+        order = generator.permutation(order)
     groups: list[list[int]] = []
     widest = most = 0
-    for u in np.argsort(n + m, kind="stable").tolist():
-        widest, most = max(widest, n[u]), max(most, m[u])
+    for run in order[np.argsort((n + m)[order], kind="stable")].tolist():
+        widest, most = max(widest, n[run]), max(most, m[run])
         if not groups or (len(groups[-1]) + 1) * (widest + most) > max_tokens:
             groups.append([])
-            widest, most = n[u], m[u]
-        groups[-1].append(u)
+            widest, most = n[run], m[run]
+        groups[-1].append(run)
     if generator is not None:
         generator.shuffle(groups)
     for group in groups:
         column = np.arange(m[group].max())
         real = column < m[group][:, None]  # [B, M]
         at = rows[first[group][:, None] + np.where(real, column, 0)]
-        ends = start[group] + n[group]
         request = Request(
-            user=torch.from_numpy(users[group]),
+            user=torch.from_numpy(log.user[at[:, 0]]),
             timestamp=torch.from_numpy(log.timestamp[at[:, 0]]),
             candidates=torch.from_numpy(log.item[at]),
-            history=pad_histories(histories, start[group], ends, max_events=len(log)),
+            history=pad_histories(histories, start[group], end[group], len(log)),
             visible=torch.from_numpy(histories.end[at] - start[group][:, None]),
         )
         row = torch.from_numpy(np.where(real, at, -1))

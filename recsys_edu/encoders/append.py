@@ -126,7 +126,7 @@ class AppendSelfEncoder(TransformerEncoder):
         x = torch.cat([history.tokens.repeat_interleave(m, dim=0), candidate], dim=1)
         mask = torch.cat([history.mask, history.mask.new_ones(batch, 1)], dim=1)
         allowed = self.allowed(mask.repeat_interleave(m, dim=0))
-        return self.run(x, allowed)[:, -1].unflatten(0, (batch, m))
+        return self.read_out(x, allowed, -1).unflatten(0, (batch, m))
 
 
 class SinglePassEncoder(HistoryEncoder):

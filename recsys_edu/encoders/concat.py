@@ -42,4 +42,4 @@ class ConcatEncoder(TransformerEncoder):
         batch, m = len(history.tokens), items.shape[-2]
         x = history.tokens.unsqueeze(1) + items.unsqueeze(-2)  # [B, M, 1 + N, d]
         allowed = self.allowed(history.mask.repeat_interleave(m, dim=0))
-        return self.run(x.flatten(0, 1), allowed)[:, 0].unflatten(0, (batch, m))
+        return self.read_out(x.flatten(0, 1), allowed, 0).unflatten(0, (batch, m))

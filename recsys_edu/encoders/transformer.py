@@ -82,3 +82,15 @@ class TransformerEncoder(HistoryEncoder):
         for block in self.blocks:
             x = block(x, *block.keys_values(x), allowed)
         return self.norm(x)
+
+    def read_out(self, x: Tensor, allowed: Tensor, token: int) -> Tensor:
+        """One token of :meth:`run`, [B, d]: the last block runs for it alone.
+
+        Args:
+            allowed: [B, 1, 1, T], the same for all tokens.
+        """
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block(x, *block.keys_values(x), allowed)
+        k, v = last.keys_values(x)
+        return self.norm(last(x[:, token].unsqueeze(1), k, v, allowed)).squeeze(1)
