@@ -1,0 +1,1 @@
+"""Benchmarks against other libraries: commands for people, not part of the package."""
