@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from recsys_edu.batch import Impressions, batches
 from recsys_edu.data.interactions import Histories, InteractionLog, Split
@@ -60,6 +61,7 @@ def fit(
     patience: int = 2,
     learning_rate: float = 2e-3,
     weight_decay: float = 3.0,
+    averaging: float = 0.0,
 ) -> Fit:
     """Trains ``model`` in place on the log loss of ``split.train``.
 
@@ -74,6 +76,9 @@ def fit(
             ``partial(batches, batch_size=..., max_events=...)`` for one row an
             impression, ``partial(user_batches, max_tokens=...)`` for amortized
             training. The default gives no history.
+        averaging: what is validated and kept is an exponential moving average of the
+            weights, a <- averaging a + (1 - averaging) w after each step; 0 for the
+            weights themselves.
 
     Raises:
         FloatingPointError: the loss or a validation score is no longer finite.
@@ -82,6 +87,8 @@ def fit(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=learning_rate, weight_decay=weight_decay
     )
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(averaging))
+    judged = averaged.module if averaging else model
     generator = np.random.default_rng(seed)
     epochs: list[Epoch] = []
     best, best_weights = 0, None
@@ -97,10 +104,11 @@ def fit(
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+                averaged.update_parameters(model)
                 total += loss.item() * int((batch.row >= 0).sum())
             seconds = time.perf_counter() - begin
             validation = score_rows(
-                model, log, histories, split.validation, batching=batching
+                judged, log, histories, split.validation, batching=batching
             )
             if not np.isfinite([total, validation.sum()]).all():
                 raise FloatingPointError(
@@ -112,11 +120,12 @@ def fit(
             bar.set_postfix_str(f"validation NE {metrics.ne:.4f}", refresh=False)
             bar.update()
             if best_weights is None or metrics.ne < epochs[best].validation.ne:
-                best, best_weights = number, copy.deepcopy(model.state_dict())
+                best, best_weights = number, copy.deepcopy(judged.state_dict())
             elif number - best >= patience:
                 break
     if best_weights is not None:
         model.load_state_dict(best_weights)
+    model.eval()
     return Fit(tuple(epochs), best)
 
 

@@ -14,7 +14,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = [path.relative_to(ROOT) for path in (ROOT / "recsys_edu").rglob("*.py")]
+PACKAGES = ("recsys_edu", "figures")
+MODULES = [path.relative_to(ROOT) for p in PACKAGES for path in (ROOT / p).rglob("*.py")]
+RECORDS = [path.relative_to(ROOT) for path in ROOT.glob("figures/recorded/*.json")]
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +85,10 @@ def run(python: Path, script: str) -> str:
     return done.stdout
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_holds_the_packages_the_records_and_nothing_else(wheel: Path) -> None:
     names = {Path(name) for name in zipfile.ZipFile(wheel).namelist()}
     info = {name for name in names if name.parts[0].endswith(".dist-info")}
-    assert {name for name in names - info if name.suffix == ".py"} == set(MODULES)
-    assert {name.parts[0] for name in names - info} == {"recsys_edu"}
+    assert names - info == {*MODULES, *RECORDS}
     assert "LICENSE" in {name.name for name in info}
 
 

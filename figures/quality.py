@@ -1,0 +1,151 @@
+"""Ranking quality of every encoder on MovieLens-100K, over seeds.
+
+``python -m figures.record quality`` trains each of :data:`MODELS` with five seeds, as
+many at a time as there are cores, one thread each. All are scored alike: each test
+impression with the last 50 events before it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache, partial
+from multiprocessing import get_context
+
+import numpy as np
+import torch
+
+from recsys_edu.batch import batches, user_batches
+from recsys_edu.data import Histories, InteractionLog, Split, movielens, split_by_time
+from recsys_edu.dlrm import DLRM
+from recsys_edu.embeddings import Embeddings
+from recsys_edu.encoders.append import AppendEncoder, AppendSelfEncoder
+from recsys_edu.encoders.base import HistoryEncoder
+from recsys_edu.encoders.concat import ConcatEncoder
+from recsys_edu.encoders.pooling import MeanPooling
+from recsys_edu.encoders.target_attention import DIN
+from recsys_edu.encoders.two_tower import TwoTower
+from recsys_edu.metrics import evaluate
+from recsys_edu.training import Batching, Fit, fit, score_rows
+
+D = 32  # width of every vector
+N = 50  # events that a test impression sees
+SEEDS = (0, 1, 2, 3, 4)
+LENGTHS = (0, 1, 10, 50)  # test rows are also scored by the events before them
+
+BY_IMPRESSION = partial(batches, batch_size=256, max_events=N)
+AMORTIZED = partial(user_batches, max_events=N, max_candidates=32, max_tokens=2048)
+SCORING = partial(batches, batch_size=1024, max_events=N)
+
+
+@dataclass(frozen=True)
+class Model:
+    """How one row of the quality tables is made."""
+
+    encoder: Callable[[], HistoryEncoder | None]
+    batching: Batching
+    left_out: tuple[str, ...] = ("user_id", "occupation")  # see chapter 01
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.1
+    averaging: float = 0.995
+
+
+def _transformer(encoder: type[HistoryEncoder], **options: bool) -> Callable:
+    return partial(encoder, D, layers=2, heads=2, dropout=0.0, **options)
+
+
+_CROSS = _transformer(AppendEncoder, causal=True)
+
+MODELS: dict[str, Model] = {
+    "naive DLRM": Model(
+        lambda: None,
+        partial(batches, batch_size=2048, max_events=0),
+        learning_rate=2e-3,
+        weight_decay=3.0,
+        averaging=0.0,
+    ),
+    "mean pooling": Model(MeanPooling, AMORTIZED),
+    "mean pooling + user id": Model(MeanPooling, AMORTIZED, ("occupation",)),
+    "DIN": Model(partial(DIN, D), BY_IMPRESSION),
+    "two-tower": Model(_transformer(TwoTower), AMORTIZED),
+    "concat": Model(_transformer(ConcatEncoder), BY_IMPRESSION),
+    "append-self": Model(_transformer(AppendSelfEncoder), BY_IMPRESSION),
+    "append-cross": Model(_transformer(AppendEncoder, causal=False), BY_IMPRESSION),
+    "append-cross, causal": Model(_CROSS, BY_IMPRESSION),
+    "append-causal, amortized": Model(
+        _transformer(AppendEncoder, causal=True, reads_itself=True), AMORTIZED
+    ),
+    "append-cross, causal, amortized": Model(_CROSS, AMORTIZED),
+}
+
+
+@cache
+def dataset() -> tuple[InteractionLog, Histories, Split]:
+    """MovieLens-100K, its histories, and the split by time."""
+    log = movielens.load_100k()
+    return log, Histories.from_log(log), split_by_time(log)
+
+
+def train(name: str, seed: int) -> tuple[DLRM, Fit]:
+    """Trains ``MODELS[name]`` until two epochs in a row are no better than the best.
+
+    Raises:
+        KeyError: there is no such model.
+    """
+    model, (log, histories, split) = MODELS[name], dataset()
+    torch.manual_seed(seed)
+    embeddings = Embeddings(
+        log.users.without(*model.left_out), log.items, log.n_actions, D
+    )
+    ranker = DLRM(embeddings, model.encoder())
+    fitted = fit(
+        ranker,
+        log,
+        histories,
+        split,
+        seed=seed,
+        batching=model.batching,
+        learning_rate=model.learning_rate,
+        weight_decay=model.weight_decay,
+        averaging=model.averaging,
+    )
+    return ranker, fitted
+
+
+def assess(ranker: DLRM) -> dict[str, float]:
+    """Test AUC and NE of a trained ranker, and its AUC by number of earlier events."""
+    log, histories, split = dataset()
+    label = log.label[split.test]
+    p = score_rows(ranker, log, histories, split.test, batching=SCORING)
+    metrics = evaluate(label, p)
+    scores = {"auc": metrics.auc, "ne": metrics.ne}
+    bins = np.searchsorted(LENGTHS, histories.lengths(split.test), side="right") - 1
+    for k, least in enumerate(LENGTHS):
+        scores[f"auc_{least}"] = evaluate(label[bins == k], p[bins == k]).auc
+    return scores
+
+
+def runs() -> Iterator[dict]:
+    """One row for each model and seed, as it is done."""
+    jobs = [(name, seed) for name in MODELS for seed in SEEDS]
+    dataset()  # fetched once, here
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(_run, *job) for job in jobs]):
+            yield future.result()
+
+
+def _run(name: str, seed: int) -> dict:
+    torch.set_num_threads(1)
+    ranker, fitted = train(name, seed)
+    impressions = len(dataset()[2].train) * len(fitted.epochs)
+    return {
+        "model": name,
+        "seed": seed,
+        **{key: round(value, 5) for key, value in assess(ranker).items()},
+        "validation_ne": round(fitted.epochs[fitted.best].validation.ne, 5),
+        "epochs": len(fitted.epochs),
+        "seconds": round(fitted.seconds, 1),
+        "impressions_per_second": round(impressions / fitted.seconds),
+    }
