@@ -57,6 +57,7 @@ def save(name: str, runs: list[dict]) -> None:
     """Writes the record whole or not at all, with the provenance of this process."""
     path = FOLDER / f"{name}.json"
     partial = path.with_suffix(".partial")
+    FOLDER.mkdir(exist_ok=True)
     lines = ",\n  ".join(json.dumps(run) for run in runs)  # one run a line: diffs read
     partial.write_text(
         f'{{"provenance": {json.dumps(provenance(), indent=2)},\n'

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_mask
 
 from recsys_edu.attention import masks
+from recsys_edu.attention.softmax import attend, attend_and_itself
 
 SIZES = st.integers(0, 6)
 
@@ -64,3 +65,39 @@ def test_a_mask_draws_itself():
     assert axes.get_title(loc="left") == mask.name or axes.get_title() == mask.name
     assert [line.get_ydata()[0] for line in axes.lines[:1]] == [3.5]
     plt.close("all")
+
+
+def heads_of(generator, *tokens):
+    """Queries, keys or values [1, 2, tokens, 3] in float64."""
+    return (
+        torch.randn(1, 2, t, 3, generator=generator, dtype=torch.float64)
+        for t in tokens
+    )
+
+
+@given(keys=st.integers(1, 6), queries=st.integers(1, 3), seed=st.integers(0, 999))
+def test_a_masked_key_is_as_if_it_were_not_there(keys, queries, seed):
+    """The mask is on the key index, and comes before the softmax."""
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v, own_k, own_v = heads_of(generator, queries, keys, keys, queries, queries)
+    mask = torch.rand(queries, keys, generator=generator) < 0.5
+    mask[:, 0] = True  # what all may read, as a start token
+    read = attend(q, k, v, mask)
+    read_too = attend_and_itself(q, k, v, own_k, own_v, mask)
+    for i in range(queries):
+        kept, one = mask[i], slice(i, i + 1)
+        some_k, some_v = k[:, :, kept], v[:, :, kept]
+        torch.testing.assert_close(
+            read[:, :, one], attend(q[:, :, one], some_k, some_v)
+        )
+        with_own = [
+            torch.cat([shared, own[:, :, one]], dim=2)
+            for shared, own in ((some_k, own_k), (some_v, own_v))
+        ]
+        torch.testing.assert_close(read_too[:, :, one], attend(q[:, :, one], *with_own))
+
+
+def test_attention_is_its_formula():
+    q, k, v = heads_of(torch.Generator().manual_seed(0), 2, 4, 4)
+    weights = torch.softmax(q @ k.transpose(-1, -2) / 3**0.5, dim=-1)
+    torch.testing.assert_close(attend(q, k, v), weights @ v)
