@@ -65,8 +65,9 @@ class FeatureEmbedding(nn.Module):
             self.add_module(f"table_{name}", table)
         columns = {f"value_{name}": values for name, values in features.sparse.items()}
         for name, values in {"dense": features.dense, **columns}.items():
-            # Data, not weights: it moves with the module, out of its checkpoints.
-            self.register_buffer(name, torch.from_numpy(values), persistent=False)
+            # Data, not weights: it moves with the module, out of its checkpoints. A
+            # copy: what is later done to the log must not change the model.
+            self.register_buffer(name, torch.tensor(values), persistent=False)
 
     @property
     def tables(self) -> dict[str, nn.Embedding]:

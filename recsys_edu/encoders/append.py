@@ -77,6 +77,7 @@ class AppendEncoder(TransformerEncoder):
         real = new.new_ones(batch, new.shape[1], dtype=torch.bool)
         mask = torch.cat([code.mask, real.unsqueeze(1)], dim=-1)
         allowed = self.allowed(mask.squeeze(1))[:, :, n:]  # [B, 1, K, 1 + N + K]
+        new = self.dropout(new)
         return KeyValueCache(*self._keys_values(new, allowed, code), mask)
 
     def _keys_values(

@@ -39,10 +39,12 @@ def amortized(
     new since the user's last request. Source: Zhai et al. 2024, section 3.4.
 
     Raises:
-        ValueError: ``micro_batch`` is less than 1.
+        ValueError: ``micro_batch`` is less than 1; the cache is of another model.
     """
     if micro_batch < 1:
         raise ValueError(f"micro_batch is {micro_batch}; it must be 1 or more")
+    if cache is not None and cache.model is not model:
+        raise ValueError("the cache holds histories that another model encoded")
     known = (model if cache is None else cache).encode_request(
         request
     )  # request clock, once

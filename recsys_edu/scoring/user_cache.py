@@ -45,6 +45,8 @@ def extend(model: DLRM, code: HistoryCode, request: Request, known: int) -> Hist
         CannotExtend: a new event would change what ``code`` holds; the message says
             which part of the model does that.
     """
+    if model.encoder is None:
+        raise CannotExtend("a ranker without an encoder keeps nothing of a history")
     positions = model.embeddings.positions
     if positions is not None and not positions.append_only:
         raise CannotExtend(
@@ -100,6 +102,8 @@ class UserCache:
     def encode_request(self, request: Request) -> RequestSide:
         """Request clock: as ``model.encode_request``, from the cache where it can be.
 
+        What it returns is what it keeps: read it, do not write into it.
+
         Raises:
             ValueError: more than one user; a model in training mode, whose dropout
                 would be kept; ``visible`` is given.
@@ -109,7 +113,7 @@ class UserCache:
                 f"{len(request.user)} users: histories have lengths of their own, so a "
                 "cache serves one at a time; loop over request[b : b + 1]"
             )
-        if self.model.training:
+        if any(module.training for module in self.model.modules()):
             raise ValueError("dropout would be cached: call model.eval() first")
         if request.visible is not None:
             raise ValueError("a cache serves requests, where visible is None")
@@ -144,6 +148,8 @@ class UserCache:
         """Puts the entry in place of the user's last, then drops the oldest entries."""
         if user in self._entries:
             self.bytes -= nbytes(self._entries.pop(user))
+        if nbytes(entry) > self.max_bytes:
+            return  # it would drop everybody else and then itself
         self._entries[user] = entry
         self.bytes += nbytes(entry)
         while self.bytes > self.max_bytes:

@@ -15,7 +15,9 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("recsys_edu", "figures")
-MODULES = [path.relative_to(ROOT) for p in PACKAGES for path in (ROOT / p).rglob("*.py")]
+MODULES = [
+    path.relative_to(ROOT) for p in PACKAGES for path in (ROOT / p).rglob("*.py")
+]
 RECORDS = [path.relative_to(ROOT) for path in ROOT.glob("figures/recorded/*.json")]
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys_edu.batch import user_batches
@@ -13,29 +13,58 @@ from recsys_edu.data.synthetic import planted_world
 
 @pytest.fixture(scope="module")
 def world():
-    return planted_world(seed=3, n_impressions=600, n_users=20, n_items=10**6)
+    world = planted_world(seed=3, n_impressions=600, n_users=20, n_items=10**6)
+    return world.log, Histories.from_log(world.log)
 
 
+MOST = st.none() | st.integers(1, 40)
+
+
+@settings(max_examples=50)
 @given(
-    first=st.integers(0, 500), count=st.integers(1, 100), tokens=st.integers(1, 2000)
+    first=st.integers(0, 500),
+    count=st.integers(1, 100),
+    tokens=st.integers(1, 2000),
+    max_events=st.none() | st.integers(0, 40),
+    max_candidates=MOST,
+    seed=st.none() | st.integers(0, 9),
 )
-def test_every_row_comes_once_with_its_own_past(world, first, count, tokens):
-    log, histories = world.log, Histories.from_log(world.log)
-    rows = np.arange(first, first + count)
-    seen = []
-    for batch in user_batches(log, histories, rows, max_tokens=tokens):
+def test_every_row_comes_once_with_its_own_past(
+    world, first, count, tokens, max_events, max_candidates, seed
+):
+    log, histories = world
+    rows, seen = np.arange(first, first + count), []
+    batches = user_batches(
+        log, histories, rows, max_tokens=tokens, max_events=max_events,
+        max_candidates=max_candidates,
+        generator=None if seed is None else np.random.default_rng(seed),
+    )  # fmt: skip
+    for batch in batches:
         request = batch.request
         b, m = request.candidates.shape
         assert b == 1 or b * (request.history.item.shape[1] + m) <= tokens
-        for i, j in (batch.row >= 0).nonzero().tolist():
-            row, n = int(batch.row[i, j]), int(request.visible[i, j])
-            assert request.user[i] == log.user[row]
-            assert request.candidates[i, j] == log.item[row]
-            assert batch.label[i, j] == log.label[row]
-            past = log.item[histories_rows(log, row)]
-            assert request.history.item[i, :n].tolist() == past.tolist()
-            assert request.history.mask[i, :n].all()
-            seen.append(row)
+        assert m <= (max_candidates or count)
+        for i in range(b):
+            pasts = []
+            for j in (batch.row[i] >= 0).nonzero().flatten().tolist():
+                row, n = int(batch.row[i, j]), int(request.visible[i, j])
+                assert request.user[i] == log.user[row]
+                assert request.candidates[i, j] == log.item[row]
+                assert batch.label[i, j] == log.label[row]
+                past = log.item[histories_rows(log, row)]
+                # The end of the past, from the same event on for the whole run.
+                assert (
+                    request.history.item[i, :n].tolist()
+                    == past[len(past) - n :].tolist()
+                )
+                assert request.history.mask[i, :n].all()
+                pasts.append((len(past), n))
+                seen.append(row)
+            cut = {past - n for past, n in pasts}
+            fewest = min(past for past, _ in pasts)
+            window = fewest if max_events is None else max_events
+            assert cut == {max(fewest - window, 0)}
+            assert request.history.mask[i].sum() == max(n for _, n in pasts)
     assert sorted(seen) == rows.tolist()
 
 
@@ -46,7 +75,7 @@ def histories_rows(log, row):
 
 
 def test_a_generator_shuffles_batches_and_keeps_their_content(world):
-    log, histories = world.log, Histories.from_log(world.log)
+    log, histories = world
 
     def candidates(seed):
         generator = None if seed is None else np.random.default_rng(seed)
@@ -57,6 +86,31 @@ def test_a_generator_shuffles_batches_and_keeps_their_content(world):
 
     plain, once, again, other = (candidates(seed) for seed in (None, 1, 1, 2))
     assert all(map(torch.equal, once, again))
-    key = [tensor.flatten().tolist() for tensor in once]
-    assert key != [tensor.flatten().tolist() for tensor in other]
-    assert sorted(key) == sorted(tensor.flatten().tolist() for tensor in plain)
+
+    def runs(batches):
+        return [row.tolist() for batch in batches for row in batch]
+
+    assert runs(once) != runs(other)
+    lengths = [sorted(map(len, runs(batches))) for batches in (once, plain)]
+    assert lengths[0] == lengths[1]
+
+
+def test_runs_of_one_size_change_their_company(world):
+    """A shuffle of whole batches would show a user's runs together in every epoch."""
+    log, histories = world
+
+    def companies(seed):
+        batches = user_batches(
+            log, histories, np.arange(600), max_tokens=60, max_events=5,
+            max_candidates=5, generator=np.random.default_rng(seed),
+        )  # fmt: skip
+        return {frozenset(batch.row[:, 0].tolist()) for batch in batches}
+
+    assert companies(1) != companies(2)
+
+
+@pytest.mark.parametrize("wrong", [dict(max_events=-1), dict(max_candidates=0)])
+def test_a_limit_that_leaves_nothing_is_refused(world, wrong):
+    log, histories = world
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .* or more"):
+        next(user_batches(log, histories, np.arange(9), max_tokens=9, **wrong))
