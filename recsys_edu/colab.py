@@ -1,5 +1,6 @@
 """What every chapter runs first, in Colab and at home."""
 
+import os
 import platform
 
 import torch
@@ -16,6 +17,8 @@ def setup() -> None:
     In a notebook, figures become inline SVG images without dates, so that running a
     chapter twice gives the same bytes. Safe to call again; seeds are left alone.
     """
+    # torch.profiler would log its own start and stop into the page.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     viz.use_style()
     _inline_svg()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"

@@ -94,7 +94,5 @@ def readable(mask: Tensor, visible: Tensor | None) -> Tensor:
     """
     if visible is None:
         return mask.unsqueeze(1)
-    order = mask.cumsum(1).unsqueeze(
-        1
-    )  # [B, 1, N]: an event is the order-th of its user
+    order = mask.cumsum(1).unsqueeze(1)  # [B, 1, N]: the order-th event of its user
     return mask.unsqueeze(1) & (order <= visible.unsqueeze(-1))

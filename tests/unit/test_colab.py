@@ -31,11 +31,19 @@ plt.plot([0, 1])
 check.value("Exercise 1", 3, 3);
 """
 
+PROFILE = """
+import torch
+from torch.profiler import profile
+with profile() as watched:
+    torch.ones(2) + 1
+print(len(watched.key_averages()) > 0)
+"""
+
 
 @pytest.fixture(scope="module")
 def outputs():
-    """Outputs of the two cells of a notebook that a kernel has run."""
-    cells = ["from recsys_edu import colab\ncolab.setup()", PLOT]
+    """Outputs of the three cells of a notebook that a kernel has run."""
+    cells = ["from recsys_edu import colab\ncolab.setup()", PLOT, PROFILE]
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(cell) for cell in cells]
     )
@@ -58,3 +66,7 @@ def test_in_a_notebook_a_check_is_a_card(outputs):
 
 def test_in_a_notebook_set_up_prints_one_line(outputs):
     assert "".join(o.text for o in outputs[0] if "text" in o).count("\n") == 1
+
+
+def test_in_a_notebook_the_profiler_prints_nothing_of_its_own(outputs):
+    assert [(o.name, o.text) for o in outputs[2]] == [("stdout", "True\n")]

@@ -1,4 +1,4 @@
-"""Records of long runs: written whole, read back, and true to the code that made them."""
+"""Records of long runs: written whole, read back, true to the code they are of."""
 
 import json
 
@@ -31,7 +31,7 @@ def test_a_record_has_a_run_a_line_and_leaves_no_other_file(folder):
 
 
 def test_a_missing_record_names_the_command_that_makes_it(folder):
-    with pytest.raises(FileNotFoundError, match="python -m figures.record toy"):
+    with pytest.raises(FileNotFoundError, match=r"python -m figures\.record toy"):
         record.load("toy")
 
 
