@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from recsys_edu.batch import Request
 from recsys_edu.embeddings import Embeddings
-from recsys_edu.encoders.base import HistoryCode, HistoryEncoder, ItemCode
+from recsys_edu.encoders.base import Events, HistoryCode, HistoryEncoder, ItemCode
 from recsys_edu.tree import TensorTree
 
 
@@ -134,10 +134,11 @@ class DLRM(nn.Module):
                     f"{type(positions).__name__} counts from the end of a history, and "
                     "each candidate sees another end: train it one impression a row"
                 )
-            events = self.embeddings.events(request.history)
-            code = self.encoder.encode_history(
-                events, request.history.mask, vectors, request.visible
+            history = request.history
+            events = Events(
+                self.embeddings.events(history), history.mask, request.visible
             )
+            code = self.encoder.encode_history(events, vectors)
         share = self.top.user(self.embeddings.users.own(vectors))
         return RequestSide(vectors, share, code)
 

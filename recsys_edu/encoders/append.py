@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from recsys_edu.attention import masks
-from recsys_edu.encoders.base import CannotExtend, HistoryEncoder, readable
-from recsys_edu.encoders.transformer import Size, Tokens, TransformerEncoder
+from recsys_edu.encoders.base import CannotExtend, Events, HistoryEncoder, readable
+from recsys_edu.encoders.transformer import Size, TransformerEncoder
 from recsys_edu.tree import TensorTree
 
 
@@ -54,18 +54,14 @@ class AppendEncoder(TransformerEncoder):
         super().__init__(d, **size)
         self.causal, self.reads_itself = causal, reads_itself
 
-    def encode_history(
-        self, history: Tensor, mask: Tensor, context: Tensor, visible: Tensor | None
-    ) -> KeyValueCache:
+    def encode_history(self, events: Events, context: Tensor) -> KeyValueCache:
         """Request clock: the Transformer over the history, its keys and values kept."""
-        begun = self.begin(history, mask, visible)
-        k, v = self._keys_values(begun.tokens, self.allowed(begun.mask))
-        # The start token is one more leading event that everybody may read.
-        leading = None if visible is None else visible + 1
-        return KeyValueCache(k, v, readable(begun.mask, leading))
+        begun = self.begin(events)
+        k, v = self._keys_values(begun.vectors, self.allowed(begun.mask))
+        return KeyValueCache(k, v, readable(begun.mask, begun.visible))
 
     def extend(
-        self, code: KeyValueCache, new: Tensor, context: Tensor
+        self, code: KeyValueCache, new: Events, context: Tensor
     ) -> KeyValueCache:
         """Request clock: K new events through the layers, O(l K d^2 + l K N d)."""
         if not self.causal:
@@ -73,12 +69,10 @@ class AppendEncoder(TransformerEncoder):
                 "in a bidirectional history old events read new ones: from the second "
                 "layer on, every key and value kept is another. Encode all of it again"
             )
-        batch, n = len(new), code.k.shape[3]
-        real = new.new_ones(batch, new.shape[1], dtype=torch.bool)
-        mask = torch.cat([code.mask, real.unsqueeze(1)], dim=-1)
-        allowed = self.allowed(mask.squeeze(1))[:, :, n:]  # [B, 1, K, 1 + N + K]
-        new = self.dropout(new)
-        return KeyValueCache(*self._keys_values(new, allowed, code), mask)
+        mask = torch.cat([code.mask, new.mask.unsqueeze(1)], dim=-1)
+        allowed = self.allowed(mask.squeeze(1))[:, :, code.k.shape[3] :]
+        k, v = self._keys_values(self.dropout(new.vectors), allowed, code)
+        return KeyValueCache(k, v, mask)
 
     def _keys_values(
         self, x: Tensor, allowed: Tensor, past: KeyValueCache | None = None
@@ -114,17 +108,15 @@ class AppendSelfEncoder(TransformerEncoder):
     (Chen et al. 2019) with its target item at the end.
     """
 
-    def encode_history(
-        self, history: Tensor, mask: Tensor, context: Tensor, visible: Tensor | None
-    ) -> Tokens:
+    def encode_history(self, events: Events, context: Tensor) -> Events:
         """Request clock: the tokens as they are."""
-        return self.begin(history, mask, visible)
+        return self.begin(events)
 
-    def fuse(self, items: Tensor, history: Tokens) -> Tensor:
+    def fuse(self, items: Tensor, history: Events) -> Tensor:
         """Candidate clock: the whole Transformer, once for each of M candidates."""
-        batch, m = len(history.tokens), items.shape[-2]
+        batch, m = len(history.vectors), items.shape[-2]
         candidate = items.expand(batch, m, -1).flatten(0, 1).unsqueeze(1)  # [B M, 1, d]
-        x = torch.cat([history.tokens.repeat_interleave(m, dim=0), candidate], dim=1)
+        x = torch.cat([history.vectors.repeat_interleave(m, dim=0), candidate], dim=1)
         mask = torch.cat([history.mask, history.mask.new_ones(batch, 1)], dim=1)
         allowed = self.allowed(mask.repeat_interleave(m, dim=0))
         return self.read_out(x, allowed, -1).unflatten(0, (batch, m))
@@ -146,15 +138,13 @@ class SinglePassEncoder(HistoryEncoder):
         """Item clock: as ``encoder`` does."""
         return self.encoder.encode_items(items)
 
-    def encode_history(
-        self, history: Tensor, mask: Tensor, context: Tensor, visible: Tensor | None
-    ) -> Tokens:
+    def encode_history(self, events: Events, context: Tensor) -> Events:
         """Request clock: the tokens as they are."""
-        if visible is not None:
+        if events.visible is not None:
             raise ValueError("one sequence serves one request: visible must be None")
-        return self.encoder.begin(history, mask, visible)
+        return self.encoder.begin(events)
 
-    def fuse(self, items: Tensor, history: Tokens) -> Tensor:
+    def fuse(self, items: Tensor, history: Events) -> Tensor:
         """Candidate clock: one Transformer pass over the history and all candidates."""
         encoder = self.encoder
         batch, n = history.mask.shape
@@ -165,5 +155,5 @@ class SinglePassEncoder(HistoryEncoder):
         )
         keys = torch.cat([history.mask, history.mask.new_ones(batch, m)], dim=1)
         allowed = rule.dense(items.device) & keys[:, None, None, :]
-        x = torch.cat([history.tokens, encoder.dropout(items)], dim=1)
+        x = torch.cat([history.vectors, encoder.dropout(items)], dim=1)
         return encoder.run(x, allowed)[:, n:]

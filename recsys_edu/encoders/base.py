@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+
+from recsys_edu.tree import TensorTree
 
 # What an encoder keeps of its items and of a history: a tensor or a TensorTree.
 # Only the encoder that made a code reads it.
 ItemCode = Any
 HistoryCode = Any
+
+
+@dataclass(frozen=True)
+class Events(TensorTree):
+    """B histories as an encoder reads them: oldest first, padded on either side."""
+
+    vectors: Tensor  # [B, N, d]
+    mask: Tensor  # [B, N] bool, True where there is an event; a row may be all False
+    # [B, M] int64, how many leading events each candidate may read, for amortized
+    # training; None if all candidates may read all events.
+    visible: Tensor | None = None
 
 
 class CannotExtend(ValueError):
@@ -29,28 +43,23 @@ class HistoryEncoder(nn.Module, ABC):
         """Item clock: [..., d] item vectors -> whatever can be kept per item."""
 
     @abstractmethod
-    def encode_history(
-        self, history: Tensor, mask: Tensor, context: Tensor, visible: Tensor | None
-    ) -> HistoryCode:
+    def encode_history(self, events: Events, context: Tensor) -> HistoryCode:
         """Request clock: a history -> whatever can be kept per request.
 
         Args:
-            history: [B, N, d] event vectors, oldest first.
-            mask: [B, N] bool, True where there is an event. A row may be all False.
-            context: [B, S, d] the user's feature vectors.
-            visible: [B, M] int64, how many leading events each candidate may read, for
-                amortized training; None if all candidates may read all events.
+            events: B histories of N events.
+            context: [B, S, d] the users' feature vectors.
 
         Raises:
-            ValueError: ``visible`` is given and the encoder lets events read later
-                ones, so that no part of its code is free of them.
+            ValueError: ``events.visible`` is given and the encoder lets events read
+                later ones, so that no part of its code is free of them.
         """
 
     @abstractmethod
     def fuse(self, items: ItemCode, history: HistoryCode) -> Tensor:
         """Candidate clock: codes of M candidates and of B histories -> [B, M, d]."""
 
-    def extend(self, code: HistoryCode, new: Tensor, context: Tensor) -> HistoryCode:
+    def extend(self, code: HistoryCode, new: Events, context: Tensor) -> HistoryCode:
         """Request clock: the code of [old events; new events], from the old one's code.
 
         It equals ``encode_history`` of them all, at the price of the new events. The
@@ -58,7 +67,7 @@ class HistoryEncoder(nn.Module, ABC):
 
         Args:
             code: of unpadded histories, all of one length.
-            new: [B, K, d] the vectors of K later events.
+            new: K later events of each, unpadded.
             context: as in :meth:`encode_history`.
 
         Raises:
@@ -69,16 +78,9 @@ class HistoryEncoder(nn.Module, ABC):
             "from: encode all of it again"
         )
 
-    def forward(
-        self,
-        history: Tensor,
-        mask: Tensor,
-        context: Tensor,
-        candidates: Tensor,
-        visible: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, events: Events, context: Tensor, candidates: Tensor) -> Tensor:
         """All three clocks at once: candidates [B, M, d] -> [B, M, d]."""
-        code = self.encode_history(history, mask, context, visible)
+        code = self.encode_history(events, context)
         return self.fuse(self.encode_items(candidates), code)
 
 

@@ -6,7 +6,8 @@ from typing import Unpack
 
 from torch import Tensor, nn
 
-from recsys_edu.encoders.transformer import Size, Tokens, TransformerEncoder
+from recsys_edu.encoders.base import Events
+from recsys_edu.encoders.transformer import Size, TransformerEncoder
 
 
 class ConcatEncoder(TransformerEncoder):
@@ -30,16 +31,14 @@ class ConcatEncoder(TransformerEncoder):
         """Item clock: W_c C, [..., d] -> [..., d]."""
         return self.candidate(items)
 
-    def encode_history(
-        self, history: Tensor, mask: Tensor, context: Tensor, visible: Tensor | None
-    ) -> Tokens:
+    def encode_history(self, events: Events, context: Tensor) -> Events:
         """Request clock: W_h H_j + b of every event, and of the start token."""
-        begun = self.begin(history, mask, visible)
-        return Tokens(self.event(begun.tokens), begun.mask)
+        begun = self.begin(events)
+        return Events(self.event(begun.vectors), begun.mask)
 
-    def fuse(self, items: Tensor, history: Tokens) -> Tensor:
+    def fuse(self, items: Tensor, history: Events) -> Tensor:
         """Candidate clock: the whole Transformer, once for each of M candidates."""
-        batch, m = len(history.tokens), items.shape[-2]
-        x = history.tokens.unsqueeze(1) + items.unsqueeze(-2)  # [B, M, 1 + N, d]
+        batch, m = len(history.vectors), items.shape[-2]
+        x = history.vectors.unsqueeze(1) + items.unsqueeze(-2)  # [B, M, 1 + N, d]
         allowed = self.allowed(history.mask.repeat_interleave(m, dim=0))
         return self.read_out(x.flatten(0, 1), allowed, 0).unflatten(0, (batch, m))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from recsys_edu.encoders.base import HistoryEncoder, readable
+from recsys_edu.encoders.base import Events, HistoryEncoder, readable
 
 
 class MeanPooling(HistoryEncoder):
@@ -18,12 +18,10 @@ class MeanPooling(HistoryEncoder):
         """Item clock: nothing to do, [..., d] -> [..., d]."""
         return items
 
-    def encode_history(
-        self, history: Tensor, mask: Tensor, context: Tensor, visible: Tensor | None
-    ) -> Tensor:
+    def encode_history(self, events: Events, context: Tensor) -> Tensor:
         """Request clock: [B, N, d] -> [B, 1, d], or [B, M, d] with ``visible``."""
-        weight = readable(mask, visible).to(history.dtype)
-        return weight @ history / weight.sum(-1, keepdim=True).clamp(min=1)
+        weight = readable(events.mask, events.visible).to(events.vectors.dtype)
+        return weight @ events.vectors / weight.sum(-1, keepdim=True).clamp(min=1)
 
     def fuse(self, items: Tensor, history: Tensor) -> Tensor:
         """Candidate clock: the mean, the same vector for all M candidates."""

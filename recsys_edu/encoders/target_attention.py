@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from recsys_edu.encoders.base import HistoryEncoder, readable
+from recsys_edu.encoders.base import Events, HistoryEncoder, readable
 from recsys_edu.tree import TensorTree
 
 
@@ -53,11 +53,10 @@ class DIN(HistoryEncoder):
         """Item clock: each item's share of the hidden layer."""
         return HiddenItems(items, self.candidate(items))
 
-    def encode_history(
-        self, history: Tensor, mask: Tensor, context: Tensor, visible: Tensor | None
-    ) -> HiddenEvents:
+    def encode_history(self, events: Events, context: Tensor) -> HiddenEvents:
         """Request clock: each event's share of the hidden layer."""
-        return HiddenEvents(history, self.event(history), readable(mask, visible))
+        allowed = readable(events.mask, events.visible)
+        return HiddenEvents(events.vectors, self.event(events.vectors), allowed)
 
     def fuse(self, items: HiddenItems, history: HiddenEvents) -> Tensor:
         """Candidate clock: N products, N weights and their sum, for each candidate."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from recsys_edu.attention.softmax import TransformerBlock
-from recsys_edu.encoders.base import HistoryEncoder
-from recsys_edu.tree import TensorTree
+from recsys_edu.encoders.base import Events, HistoryEncoder
 
 
 class Size(TypedDict, total=False):
@@ -19,14 +17,6 @@ class Size(TypedDict, total=False):
     layers: int
     heads: int
     dropout: float
-
-
-@dataclass(frozen=True)
-class Tokens(TensorTree):
-    """A history as tokens, for encoders that can share no more than that."""
-
-    tokens: Tensor  # [B, 1 + N, d]
-    mask: Tensor  # [B, 1 + N] bool
 
 
 class TransformerEncoder(HistoryEncoder):
@@ -54,20 +44,25 @@ class TransformerEncoder(HistoryEncoder):
         """Item clock: nothing to do, [..., d] -> [..., d]."""
         return items
 
-    def begin(self, history: Tensor, mask: Tensor, visible: Tensor | None) -> Tokens:
-        """Puts the start token before [B, N, d] events and their mask.
+    def begin(self, events: Events) -> Events:
+        """Puts the start token before the events: one more that everybody may read.
 
         Raises:
-            ValueError: ``visible`` is given and events read later ones.
+            ValueError: ``events.visible`` is given and events read later ones.
         """
-        if visible is not None and not self.causal:
-            raise ValueError(
-                f"in {type(self).__name__} events read later ones, which a candidate "
-                "may not see: train it one impression a row"
-            )
-        start = self.start.expand(len(history), 1, -1)
-        tokens = self.dropout(torch.cat([start, history], dim=1))
-        return Tokens(tokens, torch.cat([mask.new_ones(len(mask), 1), mask], dim=1))
+        visible = events.visible
+        if visible is not None:
+            if not self.causal:
+                raise ValueError(
+                    f"in {type(self).__name__} events read later ones, which a "
+                    "candidate may not see: train it one impression a row"
+                )
+            visible = visible + 1
+        batch = len(events.mask)
+        start = self.start.expand(batch, 1, -1)
+        tokens = self.dropout(torch.cat([start, events.vectors], dim=1))
+        real = torch.cat([events.mask.new_ones(batch, 1), events.mask], dim=1)
+        return Events(tokens, real, visible)
 
     def allowed(self, mask: Tensor) -> Tensor:
         """What history tokens may read: [B, T] real ones -> [B, 1, 1 or T, T] bool."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recsys_edu.encoders.base import readable
+from recsys_edu.encoders.base import Events, readable
 from recsys_edu.encoders.transformer import TransformerEncoder
 
 
@@ -18,17 +18,12 @@ class TwoTower(TransformerEncoder):
 
     causal = True
 
-    def encode_history(
-        self, history: Tensor, mask: Tensor, context: Tensor, visible: Tensor | None
-    ) -> Tensor:
+    def encode_history(self, events: Events, context: Tensor) -> Tensor:
         """Request clock: the token of the last event to be read, [B, 1 or M, d]."""
-        begun = self.begin(history, mask, visible)
-        x = self.run(begun.tokens, self.allowed(begun.mask))
-        leading = (
-            None if visible is None else visible + 1
-        )  # the start token, and events
+        begun = self.begin(events)
+        x = self.run(begun.vectors, self.allowed(begun.mask))
         token = torch.arange(x.shape[1], device=x.device)
-        last = torch.where(readable(begun.mask, leading), token, 0).amax(-1)
+        last = torch.where(readable(begun.mask, begun.visible), token, 0).amax(-1)
         row = torch.arange(len(x), device=x.device).unsqueeze(-1)
         return x[row, last]
 

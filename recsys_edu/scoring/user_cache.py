@@ -19,7 +19,7 @@ from torch import nn
 from recsys_edu.batch import History, Request
 from recsys_edu.cost import nbytes
 from recsys_edu.dlrm import DLRM, RequestSide
-from recsys_edu.encoders.base import CannotExtend, HistoryCode
+from recsys_edu.encoders.base import CannotExtend, Events, HistoryCode
 
 
 def weights_version(model: nn.Module) -> str:
@@ -53,7 +53,9 @@ def extend(model: DLRM, code: HistoryCode, request: Request, known: int) -> Hist
             f"{type(positions).__name__} counts from the end of the history: a new "
             "event moves every older one. Encode all of it again"
         )
-    new = model.embeddings.events(request.history, since=known)
+    history = request.history
+    vectors = model.embeddings.events(history, since=known)
+    new = Events(vectors, history.mask[:, known:])
     return model.encoder.extend(code, new, model.embeddings.users(request.user))
 
 

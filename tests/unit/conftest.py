@@ -59,9 +59,9 @@ class MeanPooling(HistoryEncoder):
     def encode_items(self, items):
         return self.item(items)
 
-    def encode_history(self, history, mask, context, visible=None):
-        total = torch.where(mask[..., None], history, 0).sum(-2)
-        mean = total / mask.sum(-1, keepdim=True).clamp(min=1)
+    def encode_history(self, events, context):
+        total = torch.where(events.mask[..., None], events.vectors, 0).sum(-2)
+        mean = total / events.mask.sum(-1, keepdim=True).clamp(min=1)
         return self.event(mean) + self.user(context.mean(-2))
 
     def fuse(self, items, history):

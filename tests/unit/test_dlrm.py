@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from recsys_edu.batch import History, Request
 from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
-from recsys_edu.encoders.base import HistoryEncoder
+from recsys_edu.encoders.base import Events, HistoryEncoder
 
 N_USERS, N_ITEMS, N_ACTIONS = 4, 7, 3
 
@@ -229,7 +229,7 @@ def test_padding_changes_no_gradient(make_case, case):
     history = request.history
     events = model.embeddings.events(history).detach().requires_grad_()
     users = model.embeddings.users(request.user)
-    code = model.encoder.encode_history(events, history.mask, users)
+    code = model.encoder.encode_history(Events(events, history.mask), users)
     code.sum().backward()
     assert (events.grad[~history.mask] == 0).all()
 
@@ -332,11 +332,10 @@ def test_an_encoder_has_three_methods():
 def test_an_encoder_s_forward_is_its_three_methods(make_case):
     model, request = make_case(**LARGE | dict(encoder=True))
     embeddings, encoder = model.embeddings, model.encoder
-    history = embeddings.events(request.history)
+    events = Events(embeddings.events(request.history), request.history.mask)
     context = embeddings.users(request.user)
     candidates = embeddings.items(request.candidates).sum(-2)
-    mask = request.history.mask
-    h = encoder(history, mask, context, candidates)
+    h = encoder(events, context, candidates)
     assert h.shape == (3, 6, 4)
-    code = encoder.encode_history(history, mask, context)
+    code = encoder.encode_history(events, context)
     assert torch.equal(h, encoder.fuse(encoder.encode_items(candidates), code))

@@ -17,7 +17,7 @@ from recsys_edu.cost import nbytes
 from recsys_edu.data import Histories
 from recsys_edu.dlrm import ItemSide
 from recsys_edu.encoders.append import SinglePassEncoder
-from recsys_edu.encoders.base import readable
+from recsys_edu.encoders.base import Events, readable
 from recsys_edu.encoders.pooling import MeanPooling
 from recsys_edu.encoders.target_attention import DIN
 from recsys_edu.training import log_loss
@@ -209,7 +209,8 @@ def test_what_stands_under_padding_is_never_read(ranker, draw_request, name):
     loud = torch.where(mask[..., None], events, 1e6 * torch.sign(events))
     quiet = torch.where(mask[..., None], events, 0)
     assert torch.equal(
-        encoder(loud, mask, users, items), encoder(quiet, mask, users, items)
+        encoder(Events(loud, mask), users, items),
+        encoder(Events(quiet, mask), users, items),
     )
 
 
@@ -527,7 +528,7 @@ def test_dropout_is_on_in_training_and_off_in_serving(make_model, draw_request, 
 def test_mean_pooling_is_the_mean_of_what_is_there():
     history = torch.randn(3, 4, 8)
     mask = torch.tensor([[0, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]]).bool()
-    pooled = MeanPooling()(history, mask, None, torch.randn(3, 2, 8))
+    pooled = MeanPooling()(Events(history, mask), None, torch.randn(3, 2, 8))
     expected = [history[0, 1:].mean(0), history[1, 0], torch.zeros(8)]
     torch.testing.assert_close(pooled, torch.stack(expected)[:, None].expand(3, 2, 8))
 
@@ -541,7 +542,7 @@ def test_din_is_its_formula():
         hidden = encoder.event(event) + encoder.candidate(item)
         hidden = torch.relu(hidden + encoder.product(event * item))
         expected = expected + encoder.weight(hidden) * event / 2
-    got = encoder(history, mask, None, item.expand(1, 1, 8))
+    got = encoder(Events(history, mask), None, item.expand(1, 1, 8))
     torch.testing.assert_close(got[0, 0], expected)
 
 
@@ -551,7 +552,7 @@ def test_din_divides_by_the_events_whatever_the_number_of_candidates(m):
     torch.nn.init.zeros_(encoder.weight.weight)
     torch.nn.init.ones_(encoder.weight.bias)  # a_j = 1, so h is the mean event
     mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 0]]).bool()
-    h = encoder(history, mask, None, torch.randn(2, m, 8))
+    h = encoder(Events(history, mask), None, torch.randn(2, m, 8))
     expected = torch.stack([history[0].mean(0), history[1, 1:3].mean(0)])
     torch.testing.assert_close(h, expected[:, None].expand(2, m, 8))
 
@@ -559,11 +560,11 @@ def test_din_divides_by_the_events_whatever_the_number_of_candidates(m):
 def test_a_two_tower_user_is_the_last_token_whatever_the_candidate(ranker):
     encoder, history = ranker("two-tower").float32.encoder, torch.randn(2, 4, 8)
     mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 0]]).bool()
-    h = encoder(history, mask, None, torch.randn(2, 5, 8))
+    h = encoder(Events(history, mask), None, torch.randn(2, 5, 8))
     assert torch.equal(h, h[:, :1].expand(2, 5, 8))
     for b, events in enumerate([history[:1, :3], history[1:, 1:3]]):
-        begun = encoder.begin(events, torch.ones(events.shape[:2]).bool(), None)
-        last = encoder.run(begun.tokens, encoder.allowed(begun.mask))[0, -1]
+        begun = encoder.begin(Events(events, torch.ones(events.shape[:2]).bool()))
+        last = encoder.run(begun.vectors, encoder.allowed(begun.mask))[0, -1]
         torch.testing.assert_close(h[b, 0], last)
 
 

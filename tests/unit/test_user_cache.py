@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from recsys_edu.batch import History, Request, pad_histories
 from recsys_edu.cost import count, nbytes
 from recsys_edu.data import Histories
-from recsys_edu.encoders.base import CannotExtend
+from recsys_edu.encoders.base import CannotExtend, Events
 from recsys_edu.scoring.strategies import amortized, naive
 from recsys_edu.scoring.user_cache import UserCache, extend, weights_version
 
@@ -39,8 +39,14 @@ def with_history(request, history):
 
 
 def encode(model, history, user):
-    events, users = model.embeddings.events(history), model.embeddings.users(user)
-    return model.encoder.encode_history(events, history.mask, users, None)
+    return model.encoder.encode_history(
+        newer(model, history, 0), model.embeddings.users(user)
+    )
+
+
+def newer(model, history, since):
+    """The events from ``since`` on, as an encoder takes them."""
+    return Events(model.embeddings.events(history, since), history.mask[:, since:])
 
 
 def in_chunks(model, history, user, cuts):
@@ -48,7 +54,7 @@ def in_chunks(model, history, user, cuts):
     code = encode(model, head(history, cuts[0]), user)
     users = model.embeddings.users(user)
     for known, n in zip(cuts, [*cuts[1:], history.item.shape[1]], strict=True):
-        new = model.embeddings.events(head(history, n), since=known)
+        new = newer(model, head(history, n), known)
         code = model.encoder.extend(code, new, users)
     return code
 
@@ -115,7 +121,7 @@ def test_extending_leaves_the_given_code_as_it_is(ranker, draw_request, name):
     model, request = ranker(name, 2).float32, draw_request(0, 2, 6, 1, full=True)
     code = encode(model, head(request.history, 4), request.user)
     before = code.map(torch.clone)
-    new = model.embeddings.events(request.history, since=4)
+    new = newer(model, request.history, 4)
     with torch.no_grad():
         longer = model.encoder.extend(code, new, model.embeddings.users(request.user))
         longer.map(lambda t: t.zero_())
