@@ -204,7 +204,7 @@ def draw_request(draw_history):
 
     def draw(seed, b, n, m, **history):
         rng = np.random.default_rng(seed)
-        user, timestamp = rng.integers(0, 12, b), np.full(b, 2**27)
+        user, timestamp = rng.integers(0, 12, b), np.full((b, 1), 2**27)
         candidates = rng.integers(0, 30, (b, m))
         return Request(
             *map(torch.from_numpy, (user, timestamp, candidates)),

@@ -16,9 +16,9 @@ from recsys_edu.batch import Request, impressions_at, user_batches
 from recsys_edu.cost import nbytes
 from recsys_edu.data import Histories
 from recsys_edu.dlrm import ItemSide
-from recsys_edu.encoders.append import SinglePassEncoder
 from recsys_edu.encoders.base import Events, readable
 from recsys_edu.encoders.pooling import MeanPooling
+from recsys_edu.encoders.single_pass import SinglePassEncoder
 from recsys_edu.encoders.target_attention import DIN
 from recsys_edu.training import log_loss
 

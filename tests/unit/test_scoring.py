@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys_edu.encoders.append import SinglePassEncoder
+from recsys_edu.encoders.single_pass import SinglePassEncoder
 from recsys_edu.scoring.strategies import amortized, naive, single_pass
 from recsys_edu.scoring.user_cache import UserCache
 

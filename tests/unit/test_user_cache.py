@@ -334,7 +334,7 @@ def test_a_window_of_the_last_events_slides_and_is_encoded_again(
 
     def at(end, max_events):
         history = pad_histories(histories, start, end, max_events)
-        return Request(user, user, torch.tensor([[1, 2]]), history)
+        return Request(user, user[:, None], torch.tensor([[1, 2]]), history)
 
     both = ranker("append-cross, causal", 2)
     growing = [at(end - 1, 10**6), at(end, 10**6)]
