@@ -75,14 +75,22 @@ class PointwiseBlock(nn.Module):
         mask: Tensor | None,
         n: Tensor | int,
         bias: Tensor | None = None,
+        itself: Tensor | None = None,
     ) -> Tensor:
         """Tokens [B, T, d] that read keys and values [B, heads, K, dh] -> [B, T, d].
 
         Args:
             mask, n, bias: as in :func:`attend_pointwise`.
+            itself: the bias, broadcasting to [B, heads, T, 1], under which each token
+                also reads its own key, which is not among ``k``; None if it does not.
         """
         u, q = F.silu(self.gate_query(self.norm(x))).chunk(2, dim=-1)
-        read = attend_pointwise(self._split_heads(q), k, v, mask, n, bias)
+        q = self._split_heads(q)
+        read = attend_pointwise(q, k, v, mask, n, bias)
+        if itself is not None:  # one more part of the sum: no copy of the shared keys
+            k, v = self.keys_values(x)
+            scores = (q * k).sum(-1, keepdim=True) * q.shape[-1] ** -0.5
+            read = read + F.silu(scores + itself) * v / n
         read = self.norm_read(read.transpose(1, 2).flatten(-2))
         return x + self.dropout(self.out(read * u))
 
