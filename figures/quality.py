@@ -24,6 +24,7 @@ from recsys_edu.embeddings import Embeddings
 from recsys_edu.encoders.append import AppendEncoder, AppendSelfEncoder
 from recsys_edu.encoders.base import HistoryEncoder
 from recsys_edu.encoders.concat import ConcatEncoder
+from recsys_edu.encoders.hstu import HSTU
 from recsys_edu.encoders.pooling import MeanPooling
 from recsys_edu.encoders.target_attention import DIN
 from recsys_edu.encoders.two_tower import TwoTower
@@ -78,6 +79,7 @@ MODELS: dict[str, Model] = {
         _transformer(AppendEncoder, causal=True, reads_itself=True), AMORTIZED
     ),
     "append-cross, causal, amortized": Model(_CROSS, AMORTIZED),
+    "HSTU": Model(_transformer(HSTU), AMORTIZED),
 }
 
 

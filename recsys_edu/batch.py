@@ -35,7 +35,9 @@ class Request(TensorTree):
     """B requests: one user, one history and M candidates each."""
 
     user: Tensor  # [B] int64 user index
-    timestamp: Tensor  # [B] int64 seconds
+    # When the candidates are shown, in int64 seconds: [B, 1], the time of the request;
+    # [B, M] in amortized training, where each impression has its own.
+    timestamp: Tensor
     candidates: Tensor  # [B, M] int64 item index
     history: History
     # [B, M] int64, how many leading events each candidate may read; None for all.
@@ -95,7 +97,7 @@ def random_request(log: InteractionLog, n: int, m: int, *, seed: int) -> Request
 
     return Request(
         user=draw(log.n_users, 1)[0],
-        timestamp=torch.tensor([3600 * n]),
+        timestamp=torch.tensor([[3600 * n]]),
         candidates=draw(log.n_items, m),
         history=History(
             item=draw(log.n_items, n),
@@ -119,7 +121,7 @@ def impressions_at(
     """
     request = Request(
         user=torch.from_numpy(log.user[rows]),
-        timestamp=torch.from_numpy(log.timestamp[rows]),
+        timestamp=torch.from_numpy(log.timestamp[rows])[:, None],
         candidates=torch.from_numpy(log.item[rows])[:, None],
         history=pad_histories(
             histories, histories.start[rows], histories.end[rows], max_events
@@ -164,8 +166,8 @@ def user_batches(
 
     A user's impressions are cut, in time order, into runs of ``max_candidates``. A run
     is one batch row: the ``max_events`` events before its first impression, the events
-    from there to its last, its impressions as M candidates, and for each of them how
-    many of the events it may read. None stands for all.
+    from there to its last, its impressions as M candidates, and for each of them its
+    time and how many of the events it may read. None stands for all.
 
     Runs of like size share a batch, as many as keep runs x (N + M) within
     ``max_tokens``; a run that needs more is a batch alone. No row is lost. A generator
@@ -210,7 +212,7 @@ def user_batches(
         at = rows[first[group][:, None] + np.where(real, column, 0)]
         request = Request(
             user=torch.from_numpy(log.user[at[:, 0]]),
-            timestamp=torch.from_numpy(log.timestamp[at[:, 0]]),
+            timestamp=torch.from_numpy(log.timestamp[at]),
             candidates=torch.from_numpy(log.item[at]),
             history=pad_histories(histories, start[group], end[group], len(log)),
             visible=torch.from_numpy(histories.end[at] - start[group][:, None]),

@@ -120,14 +120,17 @@ class DLRM(nn.Module):
         """Request clock: users and histories; the candidates are not read.
 
         Args:
-            code: the encoder's, if it is known; the histories are then not read either.
+            code: the encoder's, of the same histories at any time, if it is known; the
+                histories are then not read either.
 
         Raises:
             ValueError: each candidate sees a prefix of its own, as in amortized
                 training, of a history whose positions count from its end.
         """
         vectors = self.embeddings.users(request.user)
-        if code is None and self.encoder is not None:
+        if self.encoder is not None and code is not None:
+            code = self.encoder.at(code, request.timestamp)
+        elif self.encoder is not None:
             positions = self.embeddings.positions
             if request.visible is not None and not getattr(positions, "append_only", 1):
                 raise ValueError(
@@ -136,7 +139,11 @@ class DLRM(nn.Module):
                 )
             history = request.history
             events = Events(
-                self.embeddings.events(history), history.mask, request.visible
+                self.embeddings.events(history),
+                history.mask,
+                request.visible,
+                timestamp=history.timestamp,
+                now=request.timestamp,
             )
             code = self.encoder.encode_history(events, vectors)
         share = self.top.user(self.embeddings.users.own(vectors))

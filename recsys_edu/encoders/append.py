@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from recsys_edu.attention import masks
-from recsys_edu.encoders.base import CannotExtend, Events, HistoryEncoder, readable
+from recsys_edu.encoders.base import CannotExtend, Events, readable
+from recsys_edu.encoders.single_pass import OneSequence
 from recsys_edu.encoders.transformer import Size, TransformerEncoder
 from recsys_edu.tree import TensorTree
 
@@ -23,7 +24,7 @@ class KeyValueCache(TensorTree):
     mask: Tensor  # [B, 1 or M, 1 + N] bool, which of them a candidate may read
 
 
-class AppendEncoder(TransformerEncoder):
+class AppendEncoder(TransformerEncoder, OneSequence):
     """Append whose history knows no candidate, so that M-FALCON applies.
 
     The history runs through the Transformer by itself, and every layer's keys and
@@ -99,6 +100,18 @@ class AppendEncoder(TransformerEncoder):
             x = block(x, k, v, allowed, reads_itself=self.reads_itself)
         return self.norm(x)
 
+    def one_pass(self, items: Tensor, events: Events) -> Tensor:
+        """Candidate clock: 1 + N + M tokens, O(l (N + M) d^2 + l (N + M)^2 d)."""
+        begun = self.begin(events)
+        batch, n = begun.mask.shape
+        items = items.expand(batch, *items.shape[-2:])
+        m = items.shape[1]
+        rule = masks.append(n, m, causal=self.causal, reads_itself=self.reads_itself)
+        keys = torch.cat([begun.mask, begun.mask.new_ones(batch, m)], dim=1)
+        allowed = rule.dense(items.device) & keys[:, None, None, :]
+        x = torch.cat([begun.vectors, self.dropout(items)], dim=1)
+        return self.run(x, allowed)[:, n:]
+
 
 class AppendSelfEncoder(TransformerEncoder):
     """Append with bidirectional self-attention: every token reads every token.
@@ -120,40 +133,3 @@ class AppendSelfEncoder(TransformerEncoder):
         mask = torch.cat([history.mask, history.mask.new_ones(batch, 1)], dim=1)
         allowed = self.allowed(mask.repeat_interleave(m, dim=0))
         return self.read_out(x, allowed, -1).unflatten(0, (batch, m))
-
-
-class SinglePassEncoder(HistoryEncoder):
-    """The model of an :class:`AppendEncoder`, as one masked sequence [history; M].
-
-    One pass over 1 + N + M tokens under :func:`~recsys_edu.attention.masks.append`,
-    O(l (N + M) d^2 + l (N + M)^2 d), all of it on the candidate clock. The weights are
-    those of ``encoder``; so are the scores.
-    """
-
-    def __init__(self, encoder: AppendEncoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def encode_items(self, items: Tensor) -> Tensor:
-        """Item clock: as ``encoder`` does."""
-        return self.encoder.encode_items(items)
-
-    def encode_history(self, events: Events, context: Tensor) -> Events:
-        """Request clock: the tokens as they are."""
-        if events.visible is not None:
-            raise ValueError("one sequence serves one request: visible must be None")
-        return self.encoder.begin(events)
-
-    def fuse(self, items: Tensor, history: Events) -> Tensor:
-        """Candidate clock: one Transformer pass over the history and all candidates."""
-        encoder = self.encoder
-        batch, n = history.mask.shape
-        items = items.expand(batch, *items.shape[-2:])
-        m = items.shape[1]
-        rule = masks.append(
-            n, m, causal=encoder.causal, reads_itself=encoder.reads_itself
-        )
-        keys = torch.cat([history.mask, history.mask.new_ones(batch, m)], dim=1)
-        allowed = rule.dense(items.device) & keys[:, None, None, :]
-        x = torch.cat([history.vectors, encoder.dropout(items)], dim=1)
-        return encoder.run(x, allowed)[:, n:]

@@ -25,6 +25,10 @@ class Events(TensorTree):
     # [B, M] int64, how many leading events each candidate may read, for amortized
     # training; None if all candidates may read all events.
     visible: Tensor | None = None
+    # In int64 seconds, for encoders that read time: when each event happened, [B, N],
+    # and when the candidates are shown, [B, 1 or M].
+    timestamp: Tensor | None = None
+    now: Tensor | None = None
 
 
 class CannotExtend(ValueError):
@@ -77,6 +81,16 @@ class HistoryEncoder(nn.Module, ABC):
             f"{type(self).__name__} keeps nothing that a longer history could go on "
             "from: encode all of it again"
         )
+
+    def at(self, code: HistoryCode, now: Tensor) -> HistoryCode:
+        """Request clock: the code of the same history for candidates shown at ``now``.
+
+        A code that holds no time of a request is the same at any; so it is here.
+
+        Args:
+            now: [B, 1 or M] int64 seconds, as in :class:`Events`.
+        """
+        return code
 
     def forward(self, events: Events, context: Tensor, candidates: Tensor) -> Tensor:
         """All three clocks at once: candidates [B, M, d] -> [B, M, d]."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recsys_edu.batch import Request
 from recsys_edu.dlrm import DLRM
-from recsys_edu.encoders.append import AppendEncoder, SinglePassEncoder
+from recsys_edu.encoders.single_pass import OneSequence, SinglePassEncoder
 from recsys_edu.scoring.user_cache import UserCache
 
 
@@ -56,13 +56,13 @@ def amortized(
 
 
 def single_pass(model: DLRM, request: Request) -> Tensor:
-    """One masked sequence [history; M candidates] through the Transformer.
+    """One masked sequence [history; M candidates] through the encoder.
 
     Raises:
-        TypeError: the encoder is not an ``AppendEncoder``; no mask makes one sequence
+        TypeError: the encoder is not a ``OneSequence``; no mask makes one sequence
             of it without candidates reading each other.
     """
-    if not isinstance(model.encoder, AppendEncoder):
+    if not isinstance(model.encoder, OneSequence):
         raise TypeError(
             f"{type(model.encoder).__name__} has no single-pass form: "
             "score it with naive() or amortized()"

@@ -55,7 +55,12 @@ def extend(model: DLRM, code: HistoryCode, request: Request, known: int) -> Hist
         )
     history = request.history
     vectors = model.embeddings.events(history, since=known)
-    new = Events(vectors, history.mask[:, known:])
+    new = Events(
+        vectors,
+        history.mask[:, known:],
+        timestamp=history.timestamp[:, known:],
+        now=request.timestamp,
+    )
     return model.encoder.extend(code, new, model.embeddings.users(request.user))
 
 

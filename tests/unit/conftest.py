@@ -18,6 +18,7 @@ from recsys_edu.embeddings import Embeddings
 from recsys_edu.encoders.append import AppendEncoder, AppendSelfEncoder
 from recsys_edu.encoders.base import HistoryEncoder
 from recsys_edu.encoders.concat import ConcatEncoder
+from recsys_edu.encoders.hstu import HSTU
 from recsys_edu.encoders.pooling import MeanPooling as PackageMeanPooling
 from recsys_edu.encoders.target_attention import DIN
 from recsys_edu.encoders.two_tower import TwoTower
@@ -36,6 +37,7 @@ ENCODERS = {
     "append-causal": lambda d, **size: AppendEncoder(d, reads_itself=True, **size),
     "append-cross": lambda d, **size: AppendEncoder(d, causal=False, **size),
     "append-cross, causal": AppendEncoder,
+    "HSTU": HSTU,
     "two-tower": TwoTower,
     "naive": lambda d, **size: None,
 }
@@ -204,12 +206,12 @@ def draw_request(draw_history):
 
     def draw(seed, b, n, m, **history):
         rng = np.random.default_rng(seed)
-        user, timestamp = rng.integers(0, 12, b), np.full(b, 2**27)
-        candidates = rng.integers(0, 30, (b, m))
-        return Request(
-            *map(torch.from_numpy, (user, timestamp, candidates)),
-            history=draw_history(rng, b, n, **history),
-        )
+        user, candidates = rng.integers(0, 12, b), rng.integers(0, 30, (b, m))
+        events = draw_history(rng, b, n, **history)
+        # Seconds to half a year after the latest that an event may be.
+        timestamp = 2**26 + 2 ** rng.integers(0, 25, (b, 1))
+        drawn = user, timestamp, candidates
+        return Request(*map(torch.from_numpy, drawn), history=events)
 
     return draw
 

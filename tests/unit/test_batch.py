@@ -37,7 +37,7 @@ def test_impressions_equal_a_plain_loop(make_log, events, max_events, random):
     batch = impressions_at(log, Histories.from_log(log), rows, max_events)
     request, history = batch.request, batch.request.history
     assert request.user.tolist() == log.user[rows].tolist()
-    assert request.timestamp.tolist() == log.timestamp[rows].tolist()
+    assert request.timestamp.tolist() == log.timestamp[rows, None].tolist()
     assert request.candidates.tolist() == log.item[rows, None].tolist()
     assert batch.label.tolist() == log.label[rows, None].tolist()
     known = [known_by_loop(log, row, max_events) for row in rows]

@@ -68,7 +68,7 @@ def make_case(make_features, mean_pooling):
             mask=mask,
         )
         return model, Request(
-            draw(N_USERS, B), draw(2_000, B), draw(N_ITEMS, B, M), history
+            draw(N_USERS, B), draw(2_000, B, 1), draw(N_ITEMS, B, M), history
         )
 
     return make

@@ -16,9 +16,9 @@ from recsys_edu.batch import Request, impressions_at, user_batches
 from recsys_edu.cost import nbytes
 from recsys_edu.data import Histories
 from recsys_edu.dlrm import ItemSide
-from recsys_edu.encoders.append import SinglePassEncoder
 from recsys_edu.encoders.base import Events, readable
 from recsys_edu.encoders.pooling import MeanPooling
+from recsys_edu.encoders.single_pass import SinglePassEncoder
 from recsys_edu.encoders.target_attention import DIN
 from recsys_edu.training import log_loss
 
@@ -30,10 +30,17 @@ TRANSFORMERS = [
     "append-cross, causal",
     "two-tower",
 ]
-ENCODERS = ["mean pooling", "DIN", *TRANSFORMERS]
-APPEND = ["append-causal", "append-cross", "append-cross, causal"]
+ENCODERS = ["mean pooling", "DIN", *TRANSFORMERS, "HSTU"]
+ONE_SEQUENCE = ["append-causal", "append-cross", "append-cross, causal", "HSTU"]
 # An event reads no later one, so a prefix of a history has a code of its own.
-PREFIXED = ["mean pooling", "DIN", "append-causal", "append-cross, causal", "two-tower"]
+PREFIXED = [
+    "mean pooling",
+    "DIN",
+    "append-causal",
+    "append-cross, causal",
+    "two-tower",
+    "HSTU",
+]
 UNPREFIXED = sorted(set(ENCODERS) - set(PREFIXED))
 
 SIZES = st.integers(0, 3)
@@ -94,7 +101,9 @@ def scores_of_item_vectors(model, request):
     return vectors, model.fuse(items, model.encode_request(request))
 
 
-@pytest.mark.parametrize("name", [*ENCODERS, *(f"{name}, one pass" for name in APPEND)])
+@pytest.mark.parametrize(
+    "name", [*ENCODERS, *(f"{name}, one pass" for name in ONE_SEQUENCE)]
+)
 @pytest.mark.parametrize("size", range(4))
 def test_no_gradient_reaches_another_candidate(ranker, draw_request, name, size):
     """Not through one masked sequence either."""
@@ -152,9 +161,9 @@ def test_all_candidates_share_one_position(ranker, draw_request, assert_same, na
     )
 
 
-@every_encoder
-def test_all_candidates_share_the_time_of_the_request(ranker, draw_request, name):
-    """A kept code holds no time of a request, so a score must not need one."""
+@pytest.mark.parametrize("name", sorted(set(ENCODERS) - {"HSTU"}))
+def test_who_reads_no_time_scores_the_same_at_any(ranker, draw_request, name):
+    """What reading it means is in test_hstu.py."""
     request = draw_request(2, b=2, n=6, m=3)
     later = replace(request, timestamp=request.timestamp + 10**6)
     model = ranker(name, 2).float32
@@ -208,9 +217,10 @@ def test_what_stands_under_padding_is_never_read(ranker, draw_request, name):
     assert not mask.all()
     loud = torch.where(mask[..., None], events, 1e6 * torch.sign(events))
     quiet = torch.where(mask[..., None], events, 0)
+    when = dict(timestamp=request.history.timestamp, now=request.timestamp)
     assert torch.equal(
-        encoder(Events(loud, mask), users, items),
-        encoder(Events(quiet, mask), users, items),
+        encoder(Events(loud, mask, **when), users, items),
+        encoder(Events(quiet, mask, **when), users, items),
     )
 
 
@@ -317,11 +327,18 @@ def test_recency_refuses_amortized_training(world, ranker, name):
 
 @prefixed
 def test_a_known_code_is_used_as_it_is(ranker, draw_request, name):
-    """`encode_request(request, code)` reads no history, whatever the positions."""
+    """`encode_request(request, code)` reads no history, whatever the positions.
+
+    Nor does it read the time, but for HSTU, whose candidates have one.
+    """
     model = ranker(name, positions="recency").float32
     request, other = (draw_request(seed, b=2, n=5, m=3) for seed in (0, 1))
     code = model.encode_request(request).code
-    assert model.encode_request(replace(other, visible=1), code).code is code
+    other = replace(other, visible=1, timestamp=other.timestamp + 1)
+    known = model.encode_request(other, code).code
+    assert (known is code) == (name != "HSTU")
+    if name == "HSTU":
+        assert known.now is other.timestamp and replace(known, now=code.now) == code
 
 
 # Amortized training, and no leakage through it or past it.
@@ -441,7 +458,7 @@ def test_what_happens_in_the_same_second_or_later_changes_no_score(
 
 
 def code_bytes(name, n, d, layers):
-    """Bytes of one user's code in float32, and one byte for each flag of a mask."""
+    """Bytes of one user's code in float32: a flag is one, a moment eight."""
     tokens, a = 1 + n, 32
     return {
         "mean pooling": 4 * d,
@@ -452,6 +469,7 @@ def code_bytes(name, n, d, layers):
         "append-cross": 8 * layers * tokens * d + tokens,
         "append-cross, causal": 8 * layers * tokens * d + tokens,
         "two-tower": 4 * d,
+        "HSTU": n * (8 * layers * d + 1 + 8) + 8,
     }[name]
 
 
@@ -511,7 +529,7 @@ def test_requests_may_share_their_candidates(ranker, draw_request, assert_same, 
 # Dropout.
 
 
-@pytest.mark.parametrize("name", TRANSFORMERS)
+@pytest.mark.parametrize("name", [*TRANSFORMERS, "HSTU"])
 def test_dropout_is_on_in_training_and_off_in_serving(make_model, draw_request, name):
     request = draw_request(4, b=3, n=6, m=4, full=True)
     model, without = make_model(name, dropout=0.5), make_model(name, dropout=0.0)

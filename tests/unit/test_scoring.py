@@ -13,13 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys_edu.encoders.append import SinglePassEncoder
+from recsys_edu.encoders.single_pass import SinglePassEncoder
 from recsys_edu.scoring.strategies import amortized, naive, single_pass
 from recsys_edu.scoring.user_cache import UserCache
 
-APPEND = ["append-causal", "append-cross", "append-cross, causal"]
+ONE_SEQUENCE = ["append-causal", "append-cross", "append-cross, causal", "HSTU"]
 OTHERS = ["mean pooling", "DIN", "concat", "append-self", "two-tower"]
-MODELS = [*APPEND, *OTHERS, "naive"]
+MODELS = [*ONE_SEQUENCE, *OTHERS, "naive"]
 
 SIZES = st.integers(0, 3)
 SHAPES = st.fixed_dictionaries(
@@ -55,7 +55,7 @@ def test_every_score_belongs_to_its_user_and_its_candidate(
     """Output order: no form may give a user's, or a candidate's, score to another."""
     request = draw_request(seed, **shape | dict(m=1 + shape["m"]))
     forms = [naive, lambda model, r: amortized(model, r, micro_batch=2)]
-    if name in APPEND:
+    if name in ONE_SEQUENCE:
         forms.append(single_pass)
     for form in forms:
         assert_same(
@@ -80,7 +80,7 @@ def test_amortized_scores_are_the_naive_ones(
     )
 
 
-@pytest.mark.parametrize("name", APPEND)
+@pytest.mark.parametrize("name", ONE_SEQUENCE)
 @few
 @given(size=SIZES, shape=SHAPES, seed=SEEDS)
 def test_one_masked_sequence_gives_the_naive_scores(
@@ -121,7 +121,7 @@ def test_cached_scores_are_the_naive_ones(
 def test_no_candidate_or_no_request_gives_no_score(ranker, draw_request, name, b, n):
     request, model = draw_request(0, b, n, m=0), ranker(name).float32
     forms = [naive, lambda model, r: amortized(model, r, micro_batch=2)]
-    if name in APPEND:
+    if name in ONE_SEQUENCE:
         forms.append(single_pass)
     assert all(form(model, request).shape == (b, 0) for form in forms)
     request = draw_request(0, 0, n, m=3)
@@ -197,7 +197,7 @@ def test_strategies_leave_the_model_as_it_is(ranker, draw_request):
 # bfloat16.
 
 
-@pytest.mark.parametrize("name", [*APPEND, *OTHERS])
+@pytest.mark.parametrize("name", [*ONE_SEQUENCE, *OTHERS])
 @pytest.mark.parametrize("size", [0, 2])
 @torch.no_grad()
 def test_in_bfloat16_no_form_errs_twice_as_much_as_naive(
@@ -234,7 +234,7 @@ def test_in_bfloat16_no_form_errs_twice_as_much_as_naive(
         "amortized": lambda model, r: amortized(model, r, micro_batch=9),
         "cached": cached,
     }
-    if name in APPEND:
+    if name in ONE_SEQUENCE:
         forms["single pass"] = single_pass
     budget = 2 * error(naive(low, request)) + 2**-9 * exact.square().mean().sqrt()
     for form, scores in forms.items():

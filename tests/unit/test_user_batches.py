@@ -49,6 +49,7 @@ def test_every_row_comes_once_with_its_own_past(
             for j in (batch.row[i] >= 0).nonzero().flatten().tolist():
                 row, n = int(batch.row[i, j]), int(request.visible[i, j])
                 assert request.user[i] == log.user[row]
+                assert request.timestamp[i, j] == log.timestamp[row]
                 assert request.candidates[i, j] == log.item[row]
                 assert batch.label[i, j] == log.label[row]
                 past = log.item[histories_rows(log, row)]

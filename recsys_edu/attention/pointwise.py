@@ -1,0 +1,98 @@
+"""Pointwise attention: a weight for each pair by itself, no softmax over the row."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def attend_pointwise(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    n: Tensor | int,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """(silu(q k^T / sqrt(dh) + bias), 0 where the mask forbids) v / n.
+
+    A weight depends on its own query and key and on nothing else in the row, so that a
+    sum over keys may be taken in parts, and a query that may read no key reads zero.
+    ``n`` must be a constant of the query: how many keys *it* may read, say, but never
+    the length of the sequence it happens to stand in.
+
+    Args:
+        q: [B, heads, Q, dh].
+        k, v: [B, heads, K, dh].
+        mask: broadcasts to [B, heads, Q, K], True where q may read k; None for all.
+        n: broadcasts to [B, heads, Q, 1], the normaliser, at least 1.
+        bias: broadcasts to [B, heads, Q, K], added to the scores.
+
+    Source: Zhai et al. 2024 (arXiv 2402.17152), section 3.2.
+    """
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    weights = F.silu(scores if bias is None else scores + bias)
+    if mask is not None:
+        weights = weights.masked_fill(~mask, 0.0)
+    return weights @ v / n
+
+
+class PointwiseBlock(nn.Module):
+    """An HSTU block whose keys and values can be kept and given back.
+
+    ::
+
+        [u, q] = silu(W_uq norm(x)),   [k, v] = silu(W_kv norm(y))
+        x = x + W_o (norm(attend_pointwise(q, k, v)) * u)
+
+    There is no feed-forward part: the gate u does its work. Tokens x read tokens y,
+    which are the history for candidates, links for events, and events for links.
+
+    Source: Zhai et al. 2024, equations 1 to 3. Our choices where the paper leaves them
+    open: scores are divided by sqrt(dh), and heads are normalised together.
+    """
+
+    def __init__(self, d: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(d)
+        self.gate_query = nn.Linear(d, 2 * d)
+        self.key_value = nn.Linear(d, 2 * d)
+        self.norm_read = nn.LayerNorm(d)
+        self.out = nn.Linear(d, d)
+        self.dropout = nn.Dropout(dropout)
+
+    def keys_values(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [B, T, d] -> keys and values, each [B, heads, T, d / heads]."""
+        k, v = F.silu(self.key_value(self.norm(y))).chunk(2, dim=-1)
+        return self._split_heads(k), self._split_heads(v)
+
+    def forward(
+        self,
+        x: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        n: Tensor | int,
+        bias: Tensor | None = None,
+        itself: Tensor | None = None,
+    ) -> Tensor:
+        """Tokens [B, T, d] that read keys and values [B, heads, K, dh] -> [B, T, d].
+
+        Args:
+            mask, n, bias: as in :func:`attend_pointwise`.
+            itself: the bias, broadcasting to [B, heads, T, 1], under which each token
+                also reads its own key, which is not among ``k``; None if it does not.
+        """
+        u, q = F.silu(self.gate_query(self.norm(x))).chunk(2, dim=-1)
+        q = self._split_heads(q)
+        read = attend_pointwise(q, k, v, mask, n, bias)
+        if itself is not None:  # one more part of the sum: no copy of the shared keys
+            k, v = self.keys_values(x)
+            scores = (q * k).sum(-1, keepdim=True) * q.shape[-1] ** -0.5
+            read = read + F.silu(scores + itself) * v / n
+        read = self.norm_read(read.transpose(1, 2).flatten(-2))
+        return x + self.dropout(self.out(read * u))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

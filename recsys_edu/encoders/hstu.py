@@ -1,0 +1,210 @@
+"""HSTU: pointwise attention with relative positions and times, behind the interface."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recsys_edu.attention import masks
+from recsys_edu.attention.pointwise import PointwiseBlock
+from recsys_edu.encoders.base import Events, readable
+from recsys_edu.encoders.single_pass import OneSequence
+from recsys_edu.tree import TensorTree
+
+ROWS = 26
+"""Buckets of a distance: the last begins at 2^25 - 1, which is a year of seconds."""
+
+
+def bucket(distance: Tensor) -> Tensor:
+    """min(floor(log2(1 + distance)), 25) of integers; what is negative counts as 0."""
+    edges = 2 ** torch.arange(1, ROWS, device=distance.device) - 1  # 1, 3, 7, ...
+    return torch.bucketize(distance, edges, out_int32=True, right=True)
+
+
+def relation(events: Tensor, seconds: Tensor) -> Tensor:
+    """How far back a key lies of a query, as one row number for both scales.
+
+    Args:
+        events, seconds: integers that broadcast to [B, Q, K].
+
+    Returns:
+        [B, Q, K] int32: a row for :class:`RelativeBias`.
+    """
+    return bucket(events) * ROWS + bucket(seconds)
+
+
+class RelativeBias(nn.Module):
+    """b(q, k) = P[bucket(p_q - p_k)] + T[bucket(t_q - t_k)], for each head.
+
+    p is a token's position, t its time; P and T are [26, heads]. Only differences are
+    read, so that a pair of events keeps its bias when new events come: relative time
+    may be kept between requests, where time counted from the request may not. For the
+    same reason an event's t is its own moment, not that of the event it precedes, which
+    for the newest is still to come.
+
+    Source: Zhai et al. 2024, section 3.2 (rab^{p,t}). The buckets, and tables of each
+    head's own, are our choices.
+    """
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.zeros(ROWS, heads))
+        self.time = nn.Parameter(torch.zeros(ROWS, heads))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Biases of pairs of tokens, [B, Q, K] of :func:`relation` -> [B, heads, Q, K].
+
+        All 26 x 26 sums are made first, so that a pair costs one look-up.
+        """
+        table = (self.position.unsqueeze(1) + self.time).flatten(0, 1)
+        return F.embedding(rows, table).movedim(-1, 1)
+
+    @property
+    def itself(self) -> Tensor:
+        """The bias of a token with itself: [heads, 1, 1]."""
+        return (self.position[0] + self.time[0])[:, None, None]
+
+
+@dataclass(frozen=True)
+class TimedCache(TensorTree):
+    """What M-FALCON keeps of a history that HSTU read: (8 l d + 9) N + 8 bytes."""
+
+    k: Tensor  # [B, layers, heads, N, dh]
+    v: Tensor  # [B, layers, heads, N, dh]
+    mask: Tensor  # [B, 1 or M, N] bool, which of them a candidate may read
+    timestamp: Tensor  # [B, N] int64 seconds
+    now: Tensor  # [B, 1 or M] int64 seconds, the one thing here that is the request's
+
+
+class HSTU(OneSequence):
+    """Hierarchical sequential transduction units over [history; candidate], causal.
+
+    ::
+
+        p = 1, 2, .. for events, N + 1 for every candidate     the keys a token may read
+        x_q = block_i(x_q reads x_k, n = p_q, bias b_i(q, k))  k earlier, or q itself
+
+    and every layer's keys and values of the history are kept. A candidate is one token
+    at the request's time that reads them and itself::
+
+        request clock    H = block_i(H reads H)              O(l N d^2 + l N^2 d)
+        candidate clock  C = block_i(C reads H and itself)   O(l d^2 + l N d)
+
+    The sum over keys is divided by p_q, how many keys this query may read. The length
+    of the sequence, N + b_m for a micro-batch of b_m candidates, would be wrong: a
+    score would then depend on who else is scored, on padding, and on whether the
+    history was encoded at once or extended.
+
+    A pointwise sum over nothing is zero, so there is no start token: with an empty
+    history a candidate reads itself alone.
+
+    Source: Zhai et al. 2024 (arXiv 2402.17152), sections 3.2 and 3.4.
+    """
+
+    def __init__(
+        self, d: int, *, layers: int = 2, heads: int = 2, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            PointwiseBlock(d, heads, dropout) for _ in range(layers)
+        )
+        self.biases = nn.ModuleList(RelativeBias(heads) for _ in range(layers))
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(d)
+
+    def layers(self) -> Iterator[tuple[PointwiseBlock, RelativeBias]]:
+        """Each block, and the bias under which its tokens read."""
+        return zip(self.blocks, self.biases, strict=True)
+
+    def encode_items(self, items: Tensor) -> Tensor:
+        """Item clock: nothing to do, [..., d] -> [..., d]."""
+        return items
+
+    def encode_history(self, events: Events, context: Tensor) -> TimedCache:
+        """Request clock: the blocks over the history, their keys and values kept."""
+        k, v = self._keys_values(events.vectors, events.mask, events.timestamp)
+        allowed = readable(events.mask, events.visible)
+        return TimedCache(k, v, allowed, events.timestamp, events.now)
+
+    def extend(self, code: TimedCache, new: Events, context: Tensor) -> TimedCache:
+        """Request clock: K new events through the blocks, O(l K d^2 + l K N d)."""
+        mask = torch.cat([code.mask, new.mask.unsqueeze(1)], dim=-1)
+        timestamp = torch.cat([code.timestamp, new.timestamp], dim=1)
+        k, v = self._keys_values(new.vectors, mask.squeeze(1), timestamp, code)
+        return TimedCache(k, v, mask, timestamp, new.now)
+
+    def at(self, code: TimedCache, now: Tensor) -> TimedCache:
+        """Request clock: what is kept of the events knows no request's time."""
+        return replace(code, now=now)
+
+    def _keys_values(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        timestamp: Tensor,
+        past: TimedCache | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values of the tokens of ``past`` and of x, in every layer.
+
+        Args:
+            x: [B, K, d], the last of T events.
+            mask, timestamp: [B, T], of all of them.
+        """
+        x, since = self.dropout(x), mask.shape[1] - x.shape[1]
+        position, time = mask.cumsum(1).unsqueeze(1), timestamp.unsqueeze(1)  # keys
+        own, now = position[..., since:].mT, time[..., since:].mT  # queries
+        rows = relation(own - position, now - time)  # [B, K, T]
+        allowed = (mask.unsqueeze(1) & (position <= own)).unsqueeze(1)
+        n = own.clamp(min=1).unsqueeze(1)  # padding before the events reads none
+        cache = []
+        for layer, (block, bias) in enumerate(self.layers()):
+            k, v = block.keys_values(x)
+            if past is not None:
+                k = torch.cat([past.k[:, layer], k], dim=2)
+                v = torch.cat([past.v[:, layer], v], dim=2)
+            cache.append((k, v))
+            if layer + 1 < len(self.blocks):  # nobody reads the last layer's output
+                x = block(x, k, v, allowed, n, bias(rows))
+        k, v = (torch.stack(part, dim=1) for part in zip(*cache, strict=True))
+        return k, v
+
+    def fuse(self, items: Tensor, history: TimedCache) -> Tensor:
+        """Candidate clock: M tokens through the blocks, reading the kept keys.
+
+        All of them stand at one position and one time, so that a bias is needed for
+        each event and not for each pair: [B, heads, 1, N], or M times that where each
+        has a time or a prefix of its own.
+        """
+        x = self.dropout(items.expand(len(history.mask), *items.shape[-2:]))
+        n = history.mask.sum(-1, keepdim=True) + 1  # [B, 1 or M, 1], the position too
+        rows = relation(
+            n - history.mask.cumsum(-1),
+            history.now.unsqueeze(-1) - history.timestamp.unsqueeze(1),
+        )
+        allowed, n = history.mask.unsqueeze(1), n.unsqueeze(1)
+        for layer, (block, bias) in enumerate(self.layers()):
+            k, v = history.k[:, layer], history.v[:, layer]
+            x = block(x, k, v, allowed, n, bias(rows), itself=bias.itself)
+        return self.norm(x)
+
+    def one_pass(self, items: Tensor, events: Events) -> Tensor:
+        """Candidate clock: N + M tokens, O(l (N + M) d^2 + l (N + M)^2 d)."""
+        batch, n = events.mask.shape
+        items = items.expand(batch, *items.shape[-2:])
+        m = items.shape[1]
+        rule = masks.append(n, m, causal=True, reads_itself=True)
+        keys = torch.cat([events.mask, events.mask.new_ones(batch, m)], dim=1)
+        allowed = rule.dense(items.device) & keys.unsqueeze(1)  # [B, T, T]
+        position = allowed.sum(-1, keepdim=True)  # [B, T, 1]
+        time = torch.cat([events.timestamp, events.now.expand(batch, m)], dim=1)
+        time = time.unsqueeze(-1)
+        rows = relation(position - position.mT, time - time.mT)
+        allowed, reads = allowed.unsqueeze(1), position.clamp(min=1).unsqueeze(1)
+        x = self.dropout(torch.cat([events.vectors, items], dim=1))
+        for block, bias in self.layers():
+            x = block(x, *block.keys_values(x), allowed, reads, bias(rows))
+        return self.norm(x)[:, n:]
