@@ -8,7 +8,7 @@ impression with the last 50 events before it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache, partial
@@ -129,9 +129,15 @@ def assess(ranker: DLRM) -> dict[str, float]:
     return scores
 
 
-def runs() -> Iterator[dict]:
-    """One row for each model and seed, as it is done."""
-    jobs = [(name, seed) for name in MODELS for seed in SEEDS]
+def runs(models: Sequence[str] = ()) -> Iterator[dict]:
+    """One row for each model (all, if none is named) and seed, as it is done.
+
+    Raises:
+        KeyError: a model that there is not.
+    """
+    if unknown := set(models) - set(MODELS):
+        raise KeyError(f"no model {sorted(unknown)}; there are {list(MODELS)}")
+    jobs = [(name, seed) for name in models or MODELS for seed in SEEDS]
     dataset()  # fetched once, here
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         for future in as_completed([pool.submit(_run, *job) for job in jobs]):

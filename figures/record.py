@@ -1,8 +1,9 @@
 """Records long runs as JSON, and reads the records back.
 
 ``python -m figures.record quality`` runs :mod:`figures.quality` again and replaces
-``figures/recorded/quality.json``. A record is a list of runs, one row each, and where
-they come from. It is written after every run, so that a kill loses one.
+``figures/recorded/quality.json``; with names of models behind it, only their runs. A
+record is a list of runs, one row each, and the machine they ran on. It is written after
+every run, so that a kill loses one.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import datetime
 import importlib
 import json
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from recsys_edu.bench import environment
 from recsys_edu.progress import progress
@@ -32,11 +33,12 @@ class Record:
     provenance: dict[str, str | int]
 
     def __str__(self) -> str:
-        origin = self.provenance
+        machine = self.provenance
+        days, commits = (sorted(set(self.runs[key])) for key in ("date", "commit"))
         return (
-            f"Recorded on {origin['date']} with torch {origin['torch']} on "
-            f"{origin['cpu']}, {origin['torch threads']} thread(s), at commit "
-            f"{origin['commit']}: {len(self.runs)} runs."
+            f"{len(self.runs)} runs, recorded on {', '.join(days)} with torch "
+            f"{machine['torch']} on {machine['cpu']}, {machine['torch threads']} "
+            f"thread(s), at commit {', '.join(commits)}."
         )
 
 
@@ -54,39 +56,57 @@ def load(name: str) -> Record:
 
 
 def save(name: str, runs: list[dict]) -> None:
-    """Writes the record whole or not at all, with the provenance of this process."""
+    """Writes the record whole or not at all, with the machine this process runs on."""
     path = FOLDER / f"{name}.json"
     partial = path.with_suffix(".partial")
     FOLDER.mkdir(exist_ok=True)
     lines = ",\n  ".join(json.dumps(run) for run in runs)  # one run a line: diffs read
     partial.write_text(
-        f'{{"provenance": {json.dumps(provenance(), indent=2)},\n'
+        f'{{"provenance": {json.dumps(environment(), indent=2)},\n'
         f'"runs": [\n  {lines}\n]}}\n'
     )
     partial.replace(path)
 
 
-def provenance() -> dict[str, str | int]:
-    """The environment, today's date, and the commit, marked if files differ from it."""
-    folder = FOLDER.parent
-    git = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+def origin() -> dict[str, str]:
+    """Today's date, and the commit, marked if files differ from it."""
+    git = ["git", "-C", str(FOLDER.parent)]
+    describe = [*git, "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip()
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return {**environment(), "date": date, "commit": commit or "unknown"}
+    return {"date": date, "commit": commit or "unknown"}
+
+
+def kept(name: str, models: list[str]) -> list[dict]:
+    """The recorded runs of all other models.
+
+    Raises:
+        ValueError: they were recorded on another machine or with another torch.
+    """
+    recorded = load(name)
+    if recorded.provenance != environment():
+        raise ValueError(
+            f"{name} was recorded in another environment, {recorded.provenance}: "
+            f"record all of it again with `python -m figures.record {name}`"
+        )
+    others = ~recorded.runs.model.isin(models)
+    return recorded.runs[others].to_dict("records")
 
 
 def main() -> None:
-    """Runs a module of this folder and records what its ``runs()`` yields."""
+    """Runs a module of this folder and records what its ``runs(models)`` yields."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "name", help="a module of figures/ with runs(), such as quality"
     )
-    name = parser.parse_args().name
-    runs: Iterator[dict] = importlib.import_module(f"figures.{name}").runs()
-    done: list[dict] = []
+    parser.add_argument("models", nargs="*", help="record these alone; all if none")
+    given = parser.parse_args()
+    torch.set_num_threads(1)  # of every run: what is recorded fits any machine's cores
+    runs = importlib.import_module(f"figures.{given.name}").runs(given.models)
+    done = kept(given.name, given.models) if given.models else []
     for run in progress(runs, unit=" runs"):
-        done.append(run)
-        save(name, done)
+        done.append(run | origin())
+        save(given.name, done)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 
 from figures import quality, record
+from recsys_edu.bench import environment
 
 
 @pytest.fixture
@@ -15,12 +17,16 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_a_record_comes_back_with_where_it_is_from(folder):
-    runs = [{"model": "DIN", "auc": 0.75}, {"model": "concat", "auc": 0.5}]
+    runs = [
+        {"model": "DIN", "date": "2026-01-02", "commit": "abc"},
+        {"model": "concat", "date": "2026-01-02", "commit": "def"},
+    ]
     record.save("toy", runs)
     loaded = record.load("toy")
     assert loaded.runs.to_dict("records") == runs
-    assert {"cpu", "torch", "date", "commit", "torch threads"} <= set(loaded.provenance)
-    assert "2 runs" in str(loaded) and loaded.provenance["date"] in str(loaded)
+    assert loaded.provenance == environment()
+    for part in ("2 runs", "on 2026-01-02 with", "commit abc, def", torch.__version__):
+        assert part in str(loaded)
 
 
 def test_a_record_has_a_run_a_line_and_leaves_no_other_file(folder):
@@ -35,16 +41,44 @@ def test_a_missing_record_names_the_command_that_makes_it(folder):
         record.load("toy")
 
 
+def record_quality(monkeypatch, *models):
+    monkeypatch.setattr("sys.argv", ["record", "quality", *models])
+    record.main()
+
+
 def test_the_recorder_keeps_what_was_done_before_a_failure(folder, monkeypatch):
-    def runs():
+    def runs(models):
         yield {"seed": 0}
         raise RuntimeError("killed")
 
     monkeypatch.setattr(quality, "runs", runs)
-    monkeypatch.setattr("sys.argv", ["record", "quality"])
     with pytest.raises(RuntimeError, match="killed"):
-        record.main()
-    assert record.load("quality").runs.to_dict("records") == [{"seed": 0}]
+        record_quality(monkeypatch)
+    [run] = record.load("quality").runs.to_dict("records")
+    assert run == {"seed": 0} | record.origin()
+
+
+def test_naming_models_records_them_alone(folder, monkeypatch):
+    record.save("quality", [{"model": name, "auc": 0.5} for name in ("DIN", "concat")])
+    monkeypatch.setattr(
+        quality, "runs", lambda models: ({"model": m, "auc": 0.7} for m in models)
+    )
+    record_quality(monkeypatch, "DIN")
+    runs = record.load("quality").runs
+    assert dict(zip(runs.model, runs.auc, strict=True)) == {"concat": 0.5, "DIN": 0.7}
+
+
+def test_runs_of_two_environments_are_not_mixed(folder, monkeypatch):
+    record.save("quality", [{"model": "DIN"}, {"model": "concat"}])
+    monkeypatch.setattr(record, "environment", lambda: {"cpu": "another"})
+    with pytest.raises(ValueError, match="another environment"):
+        record_quality(monkeypatch, "DIN")
+    assert len(record.load("quality").runs) == 2
+
+
+def test_a_model_that_there_is_not_is_named(folder, monkeypatch):
+    with pytest.raises(KeyError, match=r"no model \['BERT'\]; there are"):
+        next(quality.runs(["BERT"]))
 
 
 def test_the_recorded_quality_is_of_the_models_and_seeds_in_the_code():
