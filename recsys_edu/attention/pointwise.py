@@ -81,8 +81,20 @@ class PointwiseBlock(nn.Module):
         Args:
             mask, n, bias: as in :func:`attend_pointwise`.
         """
+        u, q = self.gate_queries(x)
+        return self.update(x, u, attend_pointwise(q, k, v, mask, n, bias))
+
+    def gate_queries(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [B, T, d] -> gate u [B, T, d] and queries [B, heads, T, d / heads]."""
         u, q = F.silu(self.gate_query(self.norm(x))).chunk(2, dim=-1)
-        read = attend_pointwise(self._split_heads(q), k, v, mask, n, bias)
+        return u, self._split_heads(q)
+
+    def update(self, x: Tensor, u: Tensor, read: Tensor) -> Tensor:
+        """Tokens and gate [B, T, d], and what was read [B, heads, T, dh] -> [B, T, d].
+
+        ``forward`` is this on what :func:`attend_pointwise` reads; a sum over keys that
+        was kept and grown is another way to come by it.
+        """
         read = self.norm_read(read.transpose(1, 2).flatten(-2))
         return x + self.dropout(self.out(read * u))
 

@@ -30,10 +30,26 @@ TRANSFORMERS = [
     "append-cross, causal",
     "two-tower",
 ]
-ENCODERS = ["mean pooling", "DIN", *TRANSFORMERS]
+# Those that keep r rows of a history.
+LOW_RANK = [
+    "LIME-MHA",
+    "LIME-XOR, one block",
+    "LIME-XOR, two blocks",
+    "LIME-XOR",
+    "truncated MHA",
+    "LREA",
+]
+ENCODERS = ["mean pooling", "DIN", *TRANSFORMERS, *LOW_RANK]
 APPEND = ["append-causal", "append-cross", "append-cross, causal"]
 # An event reads no later one, so a prefix of a history has a code of its own.
-PREFIXED = ["mean pooling", "DIN", "append-causal", "append-cross, causal", "two-tower"]
+PREFIXED = [
+    "mean pooling",
+    "DIN",
+    "append-causal",
+    "append-cross, causal",
+    "two-tower",
+    *(name for name in LOW_RANK if name != "LIME-XOR"),
+]
 UNPREFIXED = sorted(set(ENCODERS) - set(PREFIXED))
 
 SIZES = st.integers(0, 3)
@@ -440,9 +456,10 @@ def test_what_happens_in_the_same_second_or_later_changes_no_score(
 # What is kept.
 
 
-def code_bytes(name, n, d, layers):
+def code_bytes(name, n, d, layers, heads):
     """Bytes of one user's code in float32, and one byte for each flag of a mask."""
-    tokens, a = 1 + n, 32
+    tokens, a, r = 1 + n, 32, 3
+    last = 1 + min(n, r)
     return {
         "mean pooling": 4 * d,
         "DIN": 4 * n * (d + a) + n,
@@ -452,6 +469,12 @@ def code_bytes(name, n, d, layers):
         "append-cross": 8 * layers * tokens * d + tokens,
         "append-cross, causal": 8 * layers * tokens * d + tokens,
         "two-tower": 4 * d,
+        "LIME-MHA": 4 * (r * d + r * d + r * heads),  # links, what they read, its log
+        "LIME-XOR, one block": 4 * (r * d + r * d) + 8 * r,  # links, sums, count
+        "LIME-XOR, two blocks": 4 * r * d,
+        "LIME-XOR": 4 * r * d,
+        "truncated MHA": 8 * last * d + last,
+        "LREA": 8 * r * d,
     }[name]
 
 
@@ -461,12 +484,12 @@ def code_bytes(name, n, d, layers):
 def test_the_bytes_of_a_code_are_known(
     make_model, draw_request, name, d, layers, heads, b, n
 ):
-    """In N, d and l; heads cut d into pieces and weigh nothing."""
+    """In N, d and l; heads cut d into pieces; only a running softmax counts them."""
     request = draw_request(0, b=b, n=n, m=1, full=True)
     model = make_model(name, d, layers, heads)
     with torch.no_grad():
         code = model.encode_request(request).code
-    assert nbytes(code) == b * code_bytes(name, n, d, layers)
+    assert nbytes(code) == b * code_bytes(name, n, d, layers, heads)
 
 
 @every_encoder
@@ -511,7 +534,7 @@ def test_requests_may_share_their_candidates(ranker, draw_request, assert_same, 
 # Dropout.
 
 
-@pytest.mark.parametrize("name", TRANSFORMERS)
+@pytest.mark.parametrize("name", [*TRANSFORMERS, *LOW_RANK])
 def test_dropout_is_on_in_training_and_off_in_serving(make_model, draw_request, name):
     request = draw_request(4, b=3, n=6, m=4, full=True)
     model, without = make_model(name, dropout=0.5), make_model(name, dropout=0.0)
