@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from recsys_edu.attention import masks
-from recsys_edu.attention.pointwise import PointwiseBlock
+from recsys_edu.attention.pointwise import PointwiseBlock, attend_pointwise
 from recsys_edu.attention.xor import xor_attention
 from recsys_edu.cost import count
 
@@ -146,6 +146,35 @@ def test_padding_divides_nothing(form):
     events = events[:, mask[0]]
     alone = xor_attention(block, links, events, mask[:, mask[0]], form=form)[0]
     torch.testing.assert_close(padded, alone)
+
+
+@few
+@given(
+    chunks=st.lists(st.integers(0, 4), min_size=1, max_size=4),
+    heads=st.sampled_from([1, 2]),
+    seed=SEEDS,
+)
+def test_what_a_link_reads_may_be_summed_in_chunks(assert_same, chunks, heads, seed):
+    """In every block: a pointwise weight knows its own pair, so a sum has no order."""
+    links, events, mask = draw(seed, b=2, n=sum(chunks), r=3, d=8)
+
+    def at_once(block):
+        x, y = (t.to(block.out.weight.dtype) for t in (links, events))
+        return xor_attention(block, x, y, mask)[0]
+
+    def in_chunks(block):
+        x, y = (t.to(block.out.weight.dtype) for t in (links, events))
+        u, q = block.gate_queries(x)
+        total = sum(
+            attend_pointwise(q, *block.keys_values(part), real[:, None, None], 1)
+            for part, real in zip(
+                y.split(chunks, 1), mask.split(chunks, 1), strict=True
+            )
+        )
+        count = mask.sum(-1).clamp(min=1)[:, None, None, None]
+        return block.update(x, u, total / count)
+
+    assert_same(in_chunks, at_once, in_both_precisions(block_of(8, heads)))
 
 
 class Largest(TorchDispatchMode):
