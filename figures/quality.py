@@ -25,6 +25,8 @@ from recsys_edu.encoders.append import AppendEncoder, AppendSelfEncoder
 from recsys_edu.encoders.base import HistoryEncoder
 from recsys_edu.encoders.concat import ConcatEncoder
 from recsys_edu.encoders.hstu import HSTU
+from recsys_edu.encoders.lime import LimeMHA, LimeXOR
+from recsys_edu.encoders.low_rank import LREA, TruncatedMHA
 from recsys_edu.encoders.pooling import MeanPooling
 from recsys_edu.encoders.target_attention import DIN
 from recsys_edu.encoders.two_tower import TwoTower
@@ -34,6 +36,7 @@ from recsys_edu.training import Batching, Fit, fit, score_rows
 D = 32  # width of every vector
 N = 50  # events that a test impression sees
 SEEDS = (0, 1, 2, 3, 4)
+R = 16  # links of LIME, and rows of the baselines that keep as many
 LENGTHS = (0, 1, 10, 50)  # test rows are also scored by the events before them
 
 BY_IMPRESSION = partial(batches, batch_size=256, max_events=N)
@@ -55,6 +58,10 @@ class Model:
 
 def _transformer(encoder: type[HistoryEncoder], **options: bool) -> Callable:
     return partial(encoder, D, layers=2, heads=2, dropout=0.0, **options)
+
+
+def _low_rank(encoder: type[HistoryEncoder], **options: int) -> Callable:
+    return partial(encoder, D, r=R, heads=2, dropout=0.0, **options)
 
 
 _CROSS = _transformer(AppendEncoder, causal=True)
@@ -80,6 +87,11 @@ MODELS: dict[str, Model] = {
     ),
     "append-cross, causal, amortized": Model(_CROSS, AMORTIZED),
     "HSTU": Model(_transformer(HSTU), AMORTIZED),
+    "LIME-MHA": Model(_low_rank(LimeMHA), AMORTIZED),
+    # Of three blocks, as in the paper, a prefix of the history has no links of its own.
+    "LIME-XOR": Model(_low_rank(LimeXOR, layers=2), AMORTIZED),
+    "truncated MHA": Model(_low_rank(TruncatedMHA), AMORTIZED),
+    "LREA": Model(_low_rank(LREA), AMORTIZED),
 }
 
 

@@ -104,8 +104,9 @@ def main() -> None:
     torch.set_num_threads(1)  # of every run: what is recorded fits any machine's cores
     runs = importlib.import_module(f"figures.{given.name}").runs(given.models)
     done = kept(given.name, given.models) if given.models else []
+    here = origin()  # before the record itself makes the tree differ from its commit
     for run in progress(runs, unit=" runs"):
-        done.append(run | origin())
+        done.append(run | here)
         save(given.name, done)
 
 

@@ -105,11 +105,14 @@ class DLRM(nn.Module):
         ranker._modules = {**self._modules, "encoder": encoder}
         return ranker
 
-    def encode_items(self, item: Tensor) -> ItemSide:
-        """Item clock: item indices [...] -> vectors, share and the encoder's code."""
+    def encode_items(self, item: Tensor, code: ItemCode = None) -> ItemSide:
+        """Item clock: item indices [...] -> vectors, share and the encoder's code.
+
+        Args:
+            code: the encoder's, if it is known.
+        """
         vectors = self.embeddings.items(item)
-        code = None
-        if self.encoder is not None:
+        if code is None and self.encoder is not None:
             code = self.encoder.encode_items(vectors.sum(-2))
         share = self.top.item(self.embeddings.items.own(vectors))
         return ItemSide(vectors, share, code)

@@ -3,7 +3,7 @@
 A mask answers one question: may the query at position q read the key at position k?
 Every mask of the book is written as that rule once, and all its other forms follow.
 Sequences are laid out ``[H_0 .. H_{n-1}, C_0 .. C_{m-1}]``: n history tokens, then m
-candidates that share them.
+candidates, or links, that share them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Rule = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Mask:
-    """Which of n + m tokens may read which, for n history tokens and m candidates."""
+    """Which of n + m tokens may read which, for n of history and m that share it."""
 
     name: str
     n: int
@@ -53,7 +53,7 @@ class Mask:
         return int(self.dense().sum())
 
     def draw(self, axes: Axes) -> None:
-        """Draws the mask: row reads column where it is dark, candidates set apart."""
+        """Draws the mask: row reads column where it is dark, the history set apart."""
         axes.imshow(self.dense().cpu().numpy(), cmap="Blues", vmin=-0.2, vmax=1.4)
         axes.axhline(self.n - 0.5, color="#D55E00")
         axes.axvline(self.n - 0.5, color="#D55E00")
@@ -98,3 +98,14 @@ def bidirectional(n: int, m: int = 0) -> Mask:
     return Mask(
         "append, every token reads every token", n, m, lambda q, k: (q == q) & (k == k)
     )
+
+
+def xor(n: int, r: int) -> Mask:
+    """LIME-XOR: n events and r links, each token reads the other kind alone.
+
+    Two off-diagonal rectangles are allowed, 2 n r of (n + r)^2 pairs: no event reads an
+    event, so nothing is quadratic in n. A token does not read itself either: the
+    residual of its block carries it. Source: LIME (arXiv 2510.18239); what the paper's
+    diagonal is has not been published.
+    """
+    return Mask("XOR, events and links", n, r, lambda q, k: (q < n) ^ (k < n))

@@ -84,13 +84,25 @@ class PointwiseBlock(nn.Module):
             itself: the bias, broadcasting to [B, heads, T, 1], under which each token
                 also reads its own key, which is not among ``k``; None if it does not.
         """
-        u, q = F.silu(self.gate_query(self.norm(x))).chunk(2, dim=-1)
-        q = self._split_heads(q)
+        u, q = self.gate_queries(x)
         read = attend_pointwise(q, k, v, mask, n, bias)
         if itself is not None:  # one more part of the sum: no copy of the shared keys
             k, v = self.keys_values(x)
             scores = (q * k).sum(-1, keepdim=True) * q.shape[-1] ** -0.5
             read = read + F.silu(scores + itself) * v / n
+        return self.update(x, u, read)
+
+    def gate_queries(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [B, T, d] -> gate u [B, T, d] and queries [B, heads, T, d / heads]."""
+        u, q = F.silu(self.gate_query(self.norm(x))).chunk(2, dim=-1)
+        return u, self._split_heads(q)
+
+    def update(self, x: Tensor, u: Tensor, read: Tensor) -> Tensor:
+        """Tokens and gate [B, T, d], and what was read [B, heads, T, dh] -> [B, T, d].
+
+        ``forward`` is this on what :func:`attend_pointwise` reads; a sum over keys that
+        was kept and grown is another way to come by it.
+        """
         read = self.norm_read(read.transpose(1, 2).flatten(-2))
         return x + self.dropout(self.out(read * u))
 

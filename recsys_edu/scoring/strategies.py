@@ -14,6 +14,7 @@ from torch import Tensor
 from recsys_edu.batch import Request
 from recsys_edu.dlrm import DLRM
 from recsys_edu.encoders.single_pass import OneSequence, SinglePassEncoder
+from recsys_edu.scoring.link_index import LinkIndex
 from recsys_edu.scoring.user_cache import UserCache
 
 
@@ -68,3 +69,37 @@ def single_pass(model: DLRM, request: Request) -> Tensor:
             "score it with naive() or amortized()"
         )
     return model.with_encoder(SinglePassEncoder(model.encoder))(request)
+
+
+def links(
+    model: DLRM,
+    request: Request,
+    index: LinkIndex,
+    *,
+    micro_batch: int,
+    cache: UserCache | None = None,
+) -> Tensor:
+    """LIME with its item clock behind it: a candidate's link weights are looked up.
+
+    What is left to a candidate is a look-up of r numbers and of its embeddings, a
+    weighted sum of r links, the interaction and the top MLP: O(r d), whatever N.
+
+    Cost: request clock + M x candidate clock, as :func:`amortized`, of a smaller one.
+
+    Raises:
+        KeyError: candidates are not in the index; the message names the first few.
+        ValueError: ``micro_batch`` is less than 1; the index or the cache was made by
+            another model or by other weights.
+    """
+    if micro_batch < 1:
+        raise ValueError(f"micro_batch is {micro_batch}; it must be 1 or more")
+    if cache is not None and cache.model is not model:
+        raise ValueError("the cache holds histories that another model encoded")
+    index.require(model)
+    dtype = model.encoder.links.dtype
+    known = (model if cache is None else cache).encode_request(request)
+    scores = [
+        model.fuse(model.encode_items(candidates, index[candidates].to(dtype)), known)
+        for candidates in request.candidates.split(micro_batch, dim=1)
+    ]
+    return torch.cat(scores, dim=1)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from recsys_edu.batch import History, Request
 from recsys_edu.cost import nbytes
@@ -24,8 +25,13 @@ from recsys_edu.encoders.base import CannotExtend, Events, HistoryCode
 
 def weights_version(model: nn.Module) -> str:
     """A hash of all parameters and buffers: the same weights, the same version."""
+    return version_of(chain(model.named_parameters(), model.named_buffers()))
+
+
+def version_of(named: Iterable[tuple[str, Tensor]]) -> str:
+    """A hash of tensors: of their names, types, shapes and every byte."""
     digest = hashlib.sha256()
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+    for name, tensor in named:
         values = tensor.detach().cpu().contiguous().flatten()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
         digest.update(values.view(torch.uint8).numpy())

@@ -19,6 +19,8 @@ from recsys_edu.encoders.append import AppendEncoder, AppendSelfEncoder
 from recsys_edu.encoders.base import HistoryEncoder
 from recsys_edu.encoders.concat import ConcatEncoder
 from recsys_edu.encoders.hstu import HSTU
+from recsys_edu.encoders.lime import LimeMHA, LimeXOR
+from recsys_edu.encoders.low_rank import LREA, TruncatedMHA
 from recsys_edu.encoders.pooling import MeanPooling as PackageMeanPooling
 from recsys_edu.encoders.target_attention import DIN
 from recsys_edu.encoders.two_tower import TwoTower
@@ -39,6 +41,12 @@ ENCODERS = {
     "append-cross, causal": AppendEncoder,
     "HSTU": HSTU,
     "two-tower": TwoTower,
+    "LIME-MHA": lambda d, layers, **size: LimeMHA(d, r=3, **size),
+    "LIME-XOR, one block": lambda d, **size: LimeXOR(d, r=3, **size | dict(layers=1)),
+    "LIME-XOR, two blocks": lambda d, **size: LimeXOR(d, r=3, **size | dict(layers=2)),
+    "LIME-XOR": lambda d, **size: LimeXOR(d, r=3, **size | dict(layers=3)),
+    "truncated MHA": lambda d, layers, **size: TruncatedMHA(d, r=3, **size),
+    "LREA": lambda d, layers, **size: LREA(d, r=3, positions=4, **size),
     "naive": lambda d, **size: None,
 }
 POSITIONS = {

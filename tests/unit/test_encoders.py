@@ -30,7 +30,16 @@ TRANSFORMERS = [
     "append-cross, causal",
     "two-tower",
 ]
-ENCODERS = ["mean pooling", "DIN", *TRANSFORMERS, "HSTU"]
+# Those that keep r rows of a history.
+LOW_RANK = [
+    "LIME-MHA",
+    "LIME-XOR, one block",
+    "LIME-XOR, two blocks",
+    "LIME-XOR",
+    "truncated MHA",
+    "LREA",
+]
+ENCODERS = ["mean pooling", "DIN", *TRANSFORMERS, "HSTU", *LOW_RANK]
 ONE_SEQUENCE = ["append-causal", "append-cross", "append-cross, causal", "HSTU"]
 # An event reads no later one, so a prefix of a history has a code of its own.
 PREFIXED = [
@@ -40,6 +49,7 @@ PREFIXED = [
     "append-cross, causal",
     "two-tower",
     "HSTU",
+    *(name for name in LOW_RANK if name != "LIME-XOR"),
 ]
 UNPREFIXED = sorted(set(ENCODERS) - set(PREFIXED))
 
@@ -457,9 +467,10 @@ def test_what_happens_in_the_same_second_or_later_changes_no_score(
 # What is kept.
 
 
-def code_bytes(name, n, d, layers):
-    """Bytes of one user's code in float32: a flag is one, a moment eight."""
-    tokens, a = 1 + n, 32
+def code_bytes(name, n, d, layers, heads):
+    """Bytes of one user's code in float32; a flag is one byte, a moment eight."""
+    tokens, a, r = 1 + n, 32, 3
+    last = 1 + min(n, r)
     return {
         "mean pooling": 4 * d,
         "DIN": 4 * n * (d + a) + n,
@@ -470,6 +481,12 @@ def code_bytes(name, n, d, layers):
         "append-cross, causal": 8 * layers * tokens * d + tokens,
         "two-tower": 4 * d,
         "HSTU": n * (8 * layers * d + 1 + 8) + 8,
+        "LIME-MHA": 4 * (r * d + r * d + r * heads),  # links, what they read, its log
+        "LIME-XOR, one block": 4 * (r * d + r * d) + 8 * r,  # links, sums, count
+        "LIME-XOR, two blocks": 4 * r * d,
+        "LIME-XOR": 4 * r * d,
+        "truncated MHA": 8 * last * d + last,
+        "LREA": 8 * r * d,
     }[name]
 
 
@@ -479,12 +496,12 @@ def code_bytes(name, n, d, layers):
 def test_the_bytes_of_a_code_are_known(
     make_model, draw_request, name, d, layers, heads, b, n
 ):
-    """In N, d and l; heads cut d into pieces and weigh nothing."""
+    """In N, d and l; heads cut d into pieces; only a running softmax counts them."""
     request = draw_request(0, b=b, n=n, m=1, full=True)
     model = make_model(name, d, layers, heads)
     with torch.no_grad():
         code = model.encode_request(request).code
-    assert nbytes(code) == b * code_bytes(name, n, d, layers)
+    assert nbytes(code) == b * code_bytes(name, n, d, layers, heads)
 
 
 @every_encoder
@@ -529,7 +546,7 @@ def test_requests_may_share_their_candidates(ranker, draw_request, assert_same, 
 # Dropout.
 
 
-@pytest.mark.parametrize("name", [*TRANSFORMERS, "HSTU"])
+@pytest.mark.parametrize("name", [*TRANSFORMERS, "HSTU", *LOW_RANK])
 def test_dropout_is_on_in_training_and_off_in_serving(make_model, draw_request, name):
     request = draw_request(4, b=3, n=6, m=4, full=True)
     model, without = make_model(name, dropout=0.5), make_model(name, dropout=0.0)

@@ -48,6 +48,7 @@ def test_bidirectional_refuses_candidates_that_would_read_each_other():
         masks.append(4, 3, causal=True, reads_itself=True),
         masks.append(4, 3, causal=False, reads_itself=False),
         masks.bidirectional(4, 1),
+        masks.xor(4, 3),
     ],
     ids=lambda mask: mask.name,
 )

@@ -18,7 +18,9 @@ from recsys_edu.scoring.strategies import amortized, naive, single_pass
 from recsys_edu.scoring.user_cache import UserCache
 
 ONE_SEQUENCE = ["append-causal", "append-cross", "append-cross, causal", "HSTU"]
-OTHERS = ["mean pooling", "DIN", "concat", "append-self", "two-tower"]
+LIME = ["LIME-MHA", "LIME-XOR, one block", "LIME-XOR, two blocks", "LIME-XOR"]
+LOW_RANK = [*LIME, "truncated MHA", "LREA"]
+OTHERS = ["mean pooling", "DIN", "concat", "append-self", "two-tower", *LOW_RANK]
 MODELS = [*ONE_SEQUENCE, *OTHERS, "naive"]
 
 SIZES = st.integers(0, 3)

@@ -17,8 +17,11 @@ from recsys_edu.scoring.strategies import amortized, naive
 from recsys_edu.scoring.user_cache import UserCache, extend, weights_version
 
 EXTENDABLE = ["append-causal", "append-cross, causal", "HSTU"]
-NO_EXTEND = ["mean pooling", "DIN", "concat", "append-self", "two-tower"]
-ENCODERS = [*EXTENDABLE, "append-cross", *NO_EXTEND]
+# Their codes hold r rows and what those can grow from: test_lime, test_low_rank.
+GROWING = ["LIME-MHA", "LIME-XOR, one block", "truncated MHA"]
+NO_EXTEND = ["mean pooling", "DIN", "concat", "append-self", "two-tower", "LREA"]
+XOR = ["LIME-XOR, two blocks", "LIME-XOR"]
+ENCODERS = [*EXTENDABLE, *GROWING, "append-cross", *XOR, *NO_EXTEND]
 ROOM = 10**7  # bytes, more than any test fills
 
 SEEDS = st.integers(0, 999)
@@ -145,7 +148,7 @@ def test_extending_costs_what_the_new_events_cost(ranker, draw_request, name):
     assert delta.flops * 50 < whole.flops
 
 
-@pytest.mark.parametrize("name", ["append-cross", *NO_EXTEND])
+@pytest.mark.parametrize("name", ["append-cross", *XOR, *NO_EXTEND])
 def test_who_cannot_extend_says_why(ranker, draw_request, name):
     model, request = ranker(name).float32, draw_request(0, b=1, n=4, m=1, full=True)
     code = model.encode_request(with_history(request, head(request.history, 3))).code
@@ -156,6 +159,9 @@ def test_who_cannot_extend_says_why(ranker, draw_request, name):
         "append-self": "AppendSelfEncoder keeps nothing",
         "two-tower": "TwoTower keeps nothing",
         "DIN": "DIN keeps nothing",
+        "LREA": "LREA keeps nothing",
+        "LIME-XOR, two blocks": "with 2 XOR blocks a new event changes how the links",
+        "LIME-XOR": "with 3 XOR blocks a new event changes",
     }[name]
     with pytest.raises(CannotExtend, match=reason):
         extend(model, code, request, known=3)
@@ -274,7 +280,7 @@ def test_a_history_that_grew_is_extended_where_that_is_right(
         with_history(request_of_one, head(request_of_one.history, n))
         for n in (0, 1, 4, 4, 6)
     ]
-    may = name in EXTENDABLE and positions != "recency"
+    may = name in EXTENDABLE + GROWING and positions != "recency"
     grown = "extended" if may else "cannot extend"
     expected = ["new user", grown, grown, "hit", grown]
     assert_served(ranker(name, positions=positions), requests, expected)

@@ -1,0 +1,304 @@
+"""LIME: a few learned links stand between a history and the candidates.
+
+::
+
+    item clock        w   = phi(W_q T (W_k L)^T / sqrt(qk))     [r] an item
+    request clock     L^C = L + MLP(L, user)                    [r, d]
+                      L^P = L^C after it has read the events    [r, d]
+    candidate clock   h   = w L^P                               [d]
+
+An item meets the raw links L, which know no user, so its r weights can be looked up; a
+history meets the links too, so what it leaves is r vectors, however long it is. What is
+left to the candidate clock is a weighted sum, O(r d), whatever N.
+
+Source: LIME (arXiv 2510.18239). It leaves open phi, the projections, how user features
+meet the links, positions, and the normalisers of LIME-XOR: those are our choices.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recsys_edu.attention.pointwise import PointwiseBlock, attend_pointwise
+from recsys_edu.attention.softmax import CrossAttention, attend_lse, merge
+from recsys_edu.attention.xor import read_links
+from recsys_edu.encoders.base import CannotExtend, Events, HistoryEncoder, readable
+from recsys_edu.tree import TensorTree
+
+PHI: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda scores: scores.softmax(dim=-1),
+    "silu": F.silu,
+    "identity": lambda scores: scores,
+}
+"""What makes weights [..., r] of an item's scores: an item needs no other item."""
+
+
+class Lime(HistoryEncoder):
+    """What LIME-MHA and LIME-XOR share: the links, the item clock and the sum.
+
+    Args:
+        d: width of every vector.
+        r: number of links.
+        qk: width in which items meet links; None for d. The weights are r numbers
+            whatever it is, so only the item clock pays for it.
+        phi: a name in :data:`PHI`.
+
+    Raises:
+        ValueError: there is no such phi.
+    """
+
+    def __init__(
+        self, d: int, *, r: int, qk: int | None = None, phi: str = "softmax"
+    ) -> None:
+        super().__init__()
+        if phi not in PHI:
+            raise ValueError(f"phi is {phi!r}; it must be one of {', '.join(PHI)}")
+        self.phi = phi
+        self.links = nn.Parameter(torch.randn(r, d))
+        self.norm_item = nn.LayerNorm(d)
+        self.item_query = nn.Linear(d, qk or d, bias=False)
+        self.link_key = nn.Linear(d, qk or d, bias=False)
+        # Scores start with variance 1: links that all items weigh alike learn alike.
+        nn.init.orthogonal_(self.item_query.weight)
+        nn.init.orthogonal_(self.link_key.weight)
+        self.link_hidden = nn.Linear(d, d)
+        self.user_hidden = nn.Linear(d, d, bias=False)
+        self.link_shift = nn.Linear(d, d)
+        self.norm = nn.LayerNorm(d)
+
+    def encode_items(self, items: Tensor) -> Tensor:
+        """Item clock: [..., d] -> weights of the links [..., r], O(d qk + r qk)."""
+        query = self.item_query(self.norm_item(items))
+        scores = query @ self.link_key(self.links).T * query.shape[-1] ** -0.5
+        return PHI[self.phi](scores)
+
+    def contextual(self, context: Tensor) -> Tensor:
+        """Request clock: L^C, user vectors [B, S, d] -> [B, r, d].
+
+        ``L^C = L + W_2 silu(W_1 L + W_u u + b)``, with u the sum of the user's vectors:
+        one MLP for all links, told which link it is.
+        """
+        user = self.user_hidden(context.sum(-2)).unsqueeze(1)
+        return self.links + self.link_shift(F.silu(self.link_hidden(self.links) + user))
+
+    @abstractmethod
+    def encode_history(self, events: Events, context: Tensor) -> LinkCode:
+        """Request clock: L^P and what it takes to go on from it, O(N d^2 + r N d)."""
+
+    def fuse(self, items: Tensor, history: LinkCode) -> Tensor:
+        """Candidate clock: weights [..., M, r] of links -> [B, M, d], O(r d)."""
+        links = history.links
+        if links.shape[1] == 1:  # one set of links for all candidates
+            return items @ links.squeeze(1)
+        return (items.unsqueeze(-2) @ links).squeeze(-2)
+
+
+@dataclass(frozen=True)
+class LinkCode(TensorTree):
+    """What is kept of a history: L^P."""
+
+    links: Tensor  # [B, 1 or M, r, d]
+
+
+@dataclass(frozen=True)
+class SoftmaxLinks(LinkCode):
+    """L^P of LIME-MHA, and the running softmax it came from."""
+
+    read: Tensor  # [B, heads, r, dh], or M r of them
+    lse: Tensor  # [B, heads, r]
+
+
+class LimeMHA(Lime):
+    """Links read the history once, by multi-head softmax attention.
+
+    ::
+
+        L^P = norm(L^C + W_o attend(W_q norm(L^C), W_k norm(E), W_v norm(E)))
+
+    A learned start event stands before the others, so that no softmax is over nothing.
+
+    No event reads another and no query changes with the history. So a history can grow,
+    exactly, at the price of the new events, by what
+    :func:`~recsys_edu.attention.softmax.merge` makes of two parts. And a prefix has
+    links of its own: with ``visible`` keys and values are computed once, and each
+    candidate's links read their part of them, O(r N d).
+    """
+
+    def __init__(
+        self,
+        d: int,
+        *,
+        r: int,
+        heads: int = 2,
+        dropout: float = 0.1,
+        qk: int | None = None,
+        phi: str = "softmax",
+    ) -> None:
+        super().__init__(d, r=r, qk=qk, phi=phi)
+        self.start = nn.Parameter(torch.randn(d) * d**-0.5)
+        self.attention = CrossAttention(d, heads)
+        self.dropout = nn.Dropout(dropout)
+
+    def encode_history(self, events: Events, context: Tensor) -> SoftmaxLinks:
+        """Request clock: one attention of r links over 1 + N events."""
+        batch = len(events.mask)
+        start = self.start.expand(batch, 1, -1)
+        k, v = self.attention.keys_values(
+            self.dropout(torch.cat([start, events.vectors], dim=1))
+        )
+        mask = F.pad(readable(events.mask, events.visible), (1, 0), value=True)
+        links = self.contextual(context)
+        q = self.attention.queries(links).repeat(1, 1, mask.shape[1], 1)
+        allowed = mask.repeat_interleave(len(self.links), dim=1).unsqueeze(1)
+        return self._code(links, *attend_lse(q, k, v, allowed))
+
+    def extend(self, code: SoftmaxLinks, new: Events, context: Tensor) -> SoftmaxLinks:
+        """Request clock: K new events, O(K d^2 + r K d), whatever came before."""
+        links = self.contextual(context)
+        k, v = self.attention.keys_values(self.dropout(new.vectors))
+        allowed = new.mask[:, None, None, :]
+        more = attend_lse(self.attention.queries(links), k, v, allowed)
+        return self._code(links, *merge(code.read, code.lse, *more))
+
+    def _code(self, links: Tensor, read: Tensor, lse: Tensor) -> SoftmaxLinks:
+        update = self.dropout(self.attention.update(read))
+        update = update.unflatten(1, (-1, len(self.links)))  # [B, 1 or M, r, d]
+        return SoftmaxLinks(self.norm(links.unsqueeze(1) + update), read, lse)
+
+
+@dataclass(frozen=True)
+class PointwiseLinks(LinkCode):
+    """L^P of LIME-XOR, and with one block the sums it came from."""
+
+    total: Tensor | None  # [B, heads, r, dh], or M r of them; None with more blocks
+    count: Tensor | None  # [B, r] how many events are in them
+
+
+class LimeXOR(Lime):
+    """Links and events read each other through blocks under the XOR mask.
+
+    ::
+
+        [L_i; E_i] = block_i([L_{i-1}; E_{i-1}]),  L_0 = L^C,   L^P = norm(L_l)
+
+    in the linear form of :func:`~recsys_edu.attention.xor.xor_attention`. In the last
+    block the links alone read, since nobody reads its events.
+
+    What a prefix of the history shares with the whole depends on the number of blocks,
+    by who has read whom. E_0 is what happened, and E_1 has read L^C, which knows no
+    event; E_2 has read L_1, which has read *every* event.
+
+    ======  =================  =========================================  ===========
+    blocks  keys of the last   an event of a longer history               so that
+    ======  =================  =========================================  ===========
+    1       E_0                adds one term to what each link reads      it extends
+    2       E_1                moves the queries L_1, and no key          prefixes are
+                                                                          exact
+    3 ...   E_2 ...            moves the keys of all events               neither
+    ======  =================  =========================================  ===========
+
+    With one block both hold. From two on, moved queries would have to read every old
+    event again, and what would have to be kept for them is no longer r rows.
+
+    Args:
+        layers: number of blocks; the paper has three.
+    """
+
+    def __init__(
+        self,
+        d: int,
+        *,
+        r: int,
+        layers: int = 3,
+        heads: int = 2,
+        dropout: float = 0.1,
+        qk: int | None = None,
+        phi: str = "softmax",
+    ) -> None:
+        super().__init__(d, r=r, qk=qk, phi=phi)
+        self.blocks = nn.ModuleList(
+            PointwiseBlock(d, heads, dropout) for _ in range(layers)
+        )
+        self.dropout = nn.Dropout(dropout)
+        for block in self.blocks:  # scores with variance 1, as between items and links
+            for both in (block.gate_query.weight, block.key_value.weight):
+                nn.init.orthogonal_(both.data[:d])
+                nn.init.orthogonal_(both.data[d:])
+
+    def encode_history(self, events: Events, context: Tensor) -> PointwiseLinks:
+        """Request clock: the blocks over links and events.
+
+        Raises:
+            ValueError: ``events.visible`` is given and there are three blocks or more.
+        """
+        if events.visible is not None and len(self.blocks) > 2:
+            raise ValueError(
+                f"in the third of {len(self.blocks)} XOR blocks, links read events "
+                "that have read links of the whole history, which a candidate may not "
+                "see: train it one impression a row, or give it two blocks"
+            )
+        r = len(self.links)
+        mask = readable(events.mask, events.visible)  # [B, 1 or M, N]
+        mask = mask.repeat_interleave(r, dim=1).unsqueeze(1)
+        count = mask.sum(-1).squeeze(1)
+        links = self.contextual(context)
+        links = links.repeat(1, count.shape[1] // r, 1)  # a set for each prefix
+        x = self.dropout(events.vectors)
+        *blocks, last = self.blocks
+        for block in blocks:
+            # With prefixes there is one such block, before which all sets are L^C.
+            read = read_links(block, x, links[:, :r])
+            links, x = _read_events(block, links, x, mask, count)[0], read
+        links, total = _read_events(last, links, x, mask, count)
+        return self._code(links, total, count)
+
+    def extend(
+        self, code: PointwiseLinks, new: Events, context: Tensor
+    ) -> PointwiseLinks:
+        """Request clock: K new events of a one-block model, O(K d^2 + r K d)."""
+        if code.total is None:
+            raise CannotExtend(
+                f"with {len(self.blocks)} XOR blocks a new event changes how the links "
+                "read every old one, from the second block on. Encode all of it again"
+            )
+        mask = new.mask[:, None, None, :]
+        count = code.count + new.mask.sum(-1, keepdim=True)
+        x, links = self.dropout(new.vectors), self.contextual(context)
+        links, total = _read_events(self.blocks[0], links, x, mask, count, code.total)
+        return self._code(links, total, count)
+
+    def _code(self, links: Tensor, total: Tensor, count: Tensor) -> PointwiseLinks:
+        links = self.norm(links).unflatten(1, (-1, len(self.links)))
+        if len(self.blocks) > 1:
+            return PointwiseLinks(links, None, None)
+        return PointwiseLinks(links, total, count)
+
+
+def _read_events(
+    block: PointwiseBlock,
+    links: Tensor,
+    events: Tensor,
+    mask: Tensor,
+    count: Tensor,
+    before: Tensor | float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """The links' half of XOR attention, its sum over events apart from its normaliser.
+
+    Args:
+        links: [B, Q, d], r or M r of them.
+        mask: [B, 1, 1 or Q, N].
+        count: [B, 1 or Q] how many events have then been read: the normaliser.
+        before: [B, heads, Q, dh] the sum over events that were read before.
+
+    Returns:
+        Links [B, Q, d] and the sum [B, heads, Q, dh].
+    """
+    u, q = block.gate_queries(links)
+    total = before + attend_pointwise(q, *block.keys_values(events), mask, 1)
+    return block.update(links, u, total / count.clamp(min=1)[:, None, :, None]), total

@@ -1,0 +1,451 @@
+"""The link index: the direct scores from looked-up weights, and never stale ones."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys_edu.cost import count, nbytes
+from recsys_edu.data import Features
+from recsys_edu.dlrm import DLRM
+from recsys_edu.embeddings import Embeddings
+from recsys_edu.encoders.lime import LimeMHA
+from recsys_edu.scoring.link_index import LinkIndex, item_version
+from recsys_edu.scoring.strategies import links, naive
+from recsys_edu.scoring.user_cache import UserCache
+
+LIME = ["LIME-MHA", "LIME-XOR, one block", "LIME-XOR, two blocks", "LIME-XOR"]
+TYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int8]
+SHAPES = st.fixed_dictionaries(
+    dict(b=st.integers(1, 3), n=st.integers(0, 6), m=st.integers(0, 5)),
+)
+few = settings(max_examples=8, deadline=None)
+every_type = pytest.mark.parametrize("dtype", TYPES, ids=str)
+
+
+def weights_of(model, items):
+    with torch.no_grad():
+        return model.encoder.encode_items(model.embeddings.items(items).sum(-2))
+
+
+# Scores.
+
+
+@pytest.mark.parametrize("name", LIME)
+@few
+@given(
+    size=st.integers(0, 3),
+    shape=SHAPES,
+    seed=st.integers(0, 999),
+    micro_batch=st.integers(1, 6),
+)
+def test_looked_up_scores_are_the_naive_ones(
+    ranker, draw_request, assert_same, name, size, shape, seed, micro_batch
+):
+    request = draw_request(seed, **shape)
+    assert_same(
+        lambda model: links(
+            model, request, LinkIndex.build(model), micro_batch=micro_batch
+        ),
+        lambda model: naive(model, request),
+        ranker(name, size),
+    )
+
+
+def test_a_cache_of_users_serves_beside_the_index(ranker, draw_request, assert_same):
+    request = draw_request(0, b=1, n=5, m=4)
+
+    def twice(model):
+        cache = UserCache(model, max_bytes=10**6)
+        index = LinkIndex.build(model)
+        first, second = (
+            links(model, request, index, micro_batch=3, cache=cache) for _ in range(2)
+        )
+        assert cache.outcomes == {"new user": 1, "hit": 1}
+        return torch.cat([first, second])
+
+    assert_same(
+        twice, lambda model: naive(model, request).repeat(2, 1), ranker("LIME-MHA")
+    )
+
+
+@every_type
+def test_scores_err_by_what_the_rounded_weights_err(ranker, draw_request, dtype):
+    """Exactly the model's scores of the weights that the table holds."""
+    model, request = ranker("LIME-MHA").float32, draw_request(2, b=2, n=6, m=5)
+    index = LinkIndex.build(model, dtype=dtype)
+    items = model.encode_items(request.candidates)
+    stored = replace(items, code=index[request.candidates].float())
+    expected = model.fuse(stored, model.encode_request(request))
+    got = links(model, request, index, micro_batch=5)
+    assert got.dtype == torch.float32 and torch.equal(got, expected)
+
+
+def test_a_candidate_s_link_weights_are_not_computed(ranker, draw_request):
+    model, request = ranker("LIME-MHA").float32, draw_request(0, b=1, n=5, m=4)
+    index, calls = LinkIndex.build(model), []
+    encode = model.encoder.encode_items
+    try:
+        model.encoder.encode_items = lambda items: calls.append(items) or encode(items)
+        links(model, request, index, micro_batch=2)
+        assert not calls
+        naive(model, request)
+        assert calls
+    finally:
+        del model.encoder.encode_items
+    direct = count(model.encode_items, request.candidates).flops
+    looked_up = count(
+        model.encode_items, request.candidates, items := index[request.candidates]
+    ).flops
+    d, r = 8, items.shape[-1]
+    # W_q T for each of 4 candidates and W_k L once, then their products.
+    assert direct - looked_up == 2 * (4 * d * d + r * d * d + 4 * r * d)
+
+
+# The table.
+
+
+@every_type
+def test_a_weight_is_rounded_once(ranker, dtype):
+    model = ranker("LIME-MHA", 2).float32
+    index, exact = (
+        LinkIndex.build(model, dtype=dtype),
+        weights_of(model, torch.arange(30)),
+    )
+    got = index[torch.arange(30)]
+    assert got.dtype == (torch.float32 if dtype == torch.int8 else dtype)
+    error = (got.float() - exact).abs()
+    if dtype == torch.int8:  # half a step, and the step and product themselves rounded
+        step = exact.abs().amax(-1, keepdim=True) / 127
+        assert (error <= step * (0.5 + 127 * 2**-22)).all()
+        assert error.max() > 0
+    else:
+        assert (error <= exact.abs() * torch.finfo(dtype).eps / 2 + 2**-25).all()
+
+
+@pytest.mark.parametrize(
+    "dtype, size", [(torch.float32, 128), (torch.float16, 64), (torch.int8, 36)]
+)
+def test_the_bytes_of_an_item_are_known(world, tmp_path, dtype, size):
+    """At r = 32, in memory and on disk, where a header comes on top."""
+    log = world.log
+    model = DLRM(Embeddings(log.users, log.items, 2, 8), LimeMHA(8, r=32)).eval()
+    index = LinkIndex.build(model, dtype=dtype)
+    assert nbytes([index.weights, index.scale]) == size * len(index) == size * 30
+    index.save(tmp_path / "index")
+    assert 0 < (tmp_path / "index").stat().st_size - 30 * size < 512
+
+
+def test_a_row_of_zeros_survives_int8(ranker):
+    model = copy.deepcopy(ranker("LIME-MHA").float32)
+    model.encoder.phi = "identity"
+    torch.nn.init.zeros_(model.encoder.item_query.weight)
+    index = LinkIndex.build(model, dtype=torch.int8)
+    assert torch.equal(index[torch.arange(30)], torch.zeros(30, 3))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 30, 1000])
+def test_batches_change_no_row(ranker, capsys, batch_size):
+    """To a rounding: a matrix product may add in another order."""
+    model = ranker("LIME-XOR").float32
+    index = LinkIndex.build(model, batch_size=batch_size)
+    torch.testing.assert_close(
+        index[torch.arange(30)], weights_of(model, torch.arange(30))
+    )
+    [line] = capsys.readouterr().err.splitlines()
+    assert "30.0/30.0 " in line and " items/s" in line
+
+
+def test_no_graph_is_kept(ranker):
+    assert not LinkIndex.build(ranker("LIME-MHA").float32).weights.requires_grad
+
+
+# Files.
+
+
+@every_type
+def test_a_saved_index_opens_as_it_was(ranker, draw_request, tmp_path, dtype):
+    model, request = ranker("LIME-MHA").float32, draw_request(2, b=2, n=6, m=5)
+    index = LinkIndex.build(model, dtype=dtype)
+    index.save(tmp_path / "index.safetensors")
+    opened = LinkIndex.open(tmp_path / "index.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["index.safetensors"]
+    assert len(opened) == 30 and opened.version == index.version
+    assert torch.equal(opened[torch.arange(30)], index[torch.arange(30)])
+    assert torch.equal(
+        links(model, request, opened, micro_batch=2),
+        links(model, request, index, micro_batch=2),
+    )
+
+
+def test_opening_reads_no_row(ranker, tmp_path):
+    """A row that is written to the file after opening is the row that is looked up."""
+    path = tmp_path / "index"
+    LinkIndex.build(ranker("LIME-MHA").float32).save(path)
+    opened = LinkIndex.open(path)
+    with path.open("r+b") as file:
+        file.seek(-3 * 4, 2)  # the last row: r = 3 float32
+        file.write(np.array([7, 8, 9], np.float32).tobytes())
+    assert opened[torch.tensor(29)].tolist() == [7, 8, 9]
+
+
+@every_type
+def test_changes_never_reach_an_opened_file(ranker, tmp_path, dtype):
+    model, path = ranker("LIME-MHA").float32, tmp_path / "index"
+    LinkIndex.build(model, dtype=dtype).save(path)
+    before = path.read_bytes()
+    opened = LinkIndex.open(path)
+    opened.remove(torch.tensor([3, 29]))
+    opened.add(model, torch.tensor([3]))
+    assert path.read_bytes() == before
+    opened.save(path)  # over the file it is mapped from
+    again = LinkIndex.open(path)
+    assert torch.equal(again[torch.arange(29)], opened[torch.arange(29)])
+    with pytest.raises(KeyError, match=r"items \[29\] are not"):
+        again[torch.tensor([29])]
+
+
+def test_a_save_that_fails_leaves_the_old_file(ranker, tmp_path, monkeypatch):
+    index, path = LinkIndex.build(ranker("LIME-MHA").float32), tmp_path / "index"
+    index.save(path)
+    before = path.read_bytes()
+
+    def full_disk(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("recsys_edu.scoring.link_index.save_file", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        index.save(path)
+    assert path.read_bytes() == before
+
+
+# What is in the index.
+
+
+@every_type
+def test_unknown_items_are_named(ranker, draw_request, dtype):
+    model = ranker("LIME-MHA").float32
+    index = LinkIndex.build(model, torch.arange(0, 20, 2), dtype=dtype)
+    assert len(index) == 19
+    torch.testing.assert_close(
+        index[torch.tensor([[0, 4], [18, 2]])].float(),
+        weights_of(model, torch.tensor([[0, 4], [18, 2]])),
+        atol=0.01, rtol=0.01,
+    )  # fmt: skip
+    for item, named in [
+        ([1, 0, 17, 1], r"\[1, 17\] are"),
+        ([0, 25, -1], r"\[-1, 25\] are"),
+        (list(range(20)), r"\[19\] are"),
+        (list(range(1, 19, 2)), r"\[1, 3, 5, 7, 9\] and 4 more are"),
+    ]:
+        with pytest.raises(KeyError, match=rf"items {named} not in the link index"):
+            index[torch.tensor(item)]
+    request = replace(draw_request(0, 1, 3, 2), candidates=torch.tensor([[2, 3]]))
+    with pytest.raises(KeyError, match=r"items \[3\] are not"):
+        links(model, request, index, micro_batch=9)
+
+
+@every_type
+def test_items_come_and_go_without_a_rebuild(ranker, dtype):
+    """Rows of other items stay, to the bit; a removed item may come again."""
+    model, some = ranker("LIME-MHA").float32, torch.tensor([3, 8])
+    index = LinkIndex.build(model, torch.arange(20), dtype=dtype)
+    others = torch.tensor([k for k in range(20) if k not in (3, 8)])
+    before, gone = index[others], index[some]
+    index.remove(some)
+    with pytest.raises(KeyError, match=r"items \[3, 8\]"):
+        index[torch.arange(20)]
+    with pytest.raises(KeyError, match=r"items \[3\]"):
+        index.remove(torch.tensor([3]))
+    assert torch.equal(index[others], before)
+    index.add(model, torch.tensor([27, 8, 3]))
+    assert torch.equal(index[others], before)
+    torch.testing.assert_close(index[some], gone)
+    torch.testing.assert_close(
+        index[torch.tensor(27)].float(), weights_of(model, torch.tensor(27)),
+        atol=0.01, rtol=0.01,
+    )  # fmt: skip
+    with pytest.raises(KeyError, match=r"items \[26\]"):
+        index[torch.tensor([26, 27])]
+    index.require(model)
+
+
+@pytest.mark.parametrize("items", [[30], [-1], [4, 31]])
+def test_an_item_the_model_cannot_embed_is_refused(ranker, items):
+    index = LinkIndex.build(ranker("LIME-MHA").float32, torch.arange(5))
+    with pytest.raises(KeyError, match=r"the model embeds items 0\.\.29"):
+        index.add(ranker("LIME-MHA").float32, torch.tensor(items))
+    assert len(index) == 5
+
+
+def test_an_index_may_be_empty(ranker):
+    model = ranker("LIME-MHA").float32
+    index = LinkIndex.build(model, torch.arange(0))
+    assert len(index) == 0 and index[torch.arange(0)].shape == (0, 3)
+    with pytest.raises(KeyError, match=r"items \[0\]"):
+        index[torch.tensor([0])]
+    index.add(model, torch.tensor([2]))
+    assert len(index) == 3
+
+
+def of_first(log, n, encoder):
+    """A ranker that knows n items of a log, with the weights of any other n."""
+    items = Features(
+        dense=log.items.dense[:n],
+        dense_names=log.items.dense_names,
+        sparse={name: value[:n] for name, value in log.items.sparse.items()},
+        cardinality=log.items.cardinality,
+    )
+    torch.manual_seed(0)
+    return DLRM(Embeddings(log.users, items, 2, 8), encoder(8, r=3)).eval()
+
+
+def test_a_catalogue_that_grew_keeps_its_index(world):
+    """Tomorrow's model: the same weights, made from features of ten more items."""
+    today = of_first(world.log, 20, LimeMHA)
+    tomorrow = of_first(world.log, 30, LimeMHA)
+    tomorrow.load_state_dict(today.state_dict())
+    index = LinkIndex.build(today)
+    before = index[torch.arange(20)]
+    index.require(tomorrow)
+    with pytest.raises(KeyError, match="20"):
+        index[torch.tensor([20])]
+    index.add(tomorrow, torch.arange(20, 30))
+    assert torch.equal(index[torch.arange(20)], before)
+    torch.testing.assert_close(
+        index[torch.arange(30)], weights_of(tomorrow, torch.arange(30))
+    )
+    index.require(tomorrow)
+    with pytest.raises(ValueError, match="stale"):
+        index.require(today)  # it does not know what the rows were made from
+
+
+# Staleness.
+
+
+def optimizer_step(model):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    sum(weight.square().sum() for weight in model.parameters()).backward()
+    optimizer.step()
+
+
+@torch.no_grad()
+def one_weight(model, name):
+    dict(model.named_parameters())[name].view(-1)[-1] += 1
+
+
+@torch.no_grad()
+def an_item_s_feature(model):
+    topic = model.embeddings.items.value_topic
+    topic[7] = topic[topic != topic[7]][0]
+
+
+def another_phi(model):
+    model.encoder.phi = "silu"
+
+
+STALE = {
+    "optimizer step": optimizer_step,
+    "loaded": lambda model: model.load_state_dict(
+        {key: value * 0.5 for key, value in model.state_dict().items()}
+    ),
+    "links": lambda model: one_weight(model, "encoder.links"),
+    "item query": lambda model: one_weight(model, "encoder.item_query.weight"),
+    "item table": lambda model: one_weight(
+        model, "embeddings.items.table_topic.weight"
+    ),
+    "feature": an_item_s_feature,
+    "phi": another_phi,
+    "double": lambda model: model.double(),
+}
+
+
+@pytest.mark.parametrize("change", STALE)
+def test_a_stale_index_is_refused(make_model, draw_request, tmp_path, change):
+    """By the one in memory, which has served this model before, and by the file."""
+    model, request = make_model("LIME-MHA"), draw_request(0, b=1, n=3, m=2)
+    index = LinkIndex.build(model)
+    index.save(tmp_path / "index")
+    with torch.no_grad():
+        links(model, request, index, micro_batch=2)
+    STALE[change](model)
+    for stale in (index, LinkIndex.open(tmp_path / "index")):
+        with pytest.raises(ValueError, match=r"stale.*Build it again"):
+            links(model, request, stale, micro_batch=2)
+        with pytest.raises(ValueError, match="stale"):
+            stale.add(model, torch.tensor([1]))
+    links(model, request, LinkIndex.build(model), micro_batch=2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["top.cross.weight", "top.item.weight", "embeddings.users.table_segment.weight"],
+)
+def test_what_no_row_reads_makes_no_row_stale(make_model, draw_request, name):
+    """Users, the top MLP; the scores follow their change."""
+    model, request = make_model("LIME-MHA"), draw_request(0, b=1, n=3, m=2)
+    index = LinkIndex.build(model)
+    before = links(model, request, index, micro_batch=2)
+    one_weight(model, name)
+    after = links(model, request, index, micro_batch=2)
+    assert not torch.equal(after, before)
+    torch.testing.assert_close(after, naive(model, request))
+
+
+def test_the_hash_is_taken_again_only_after_a_change(make_model, monkeypatch):
+    model, taken = make_model("LIME-MHA"), []
+    index = LinkIndex.build(model)
+    monkeypatch.setattr(
+        "recsys_edu.scoring.link_index.item_version",
+        lambda *args: taken.append(args) or item_version(*args),
+    )
+    for _ in range(3):
+        index.require(model)
+    assert len(taken) == 1
+    model.load_state_dict(copy.deepcopy(model.state_dict()))  # the same, written anew
+    index.require(model)
+    index.require(model)
+    assert len(taken) == 2
+    index.require(copy.deepcopy(model))  # another model with the same weights
+    assert len(taken) == 3
+
+
+@pytest.mark.parametrize("name", ["DIN", "append-cross", "naive"])
+def test_a_ranker_without_links_has_no_index(ranker, draw_request, name):
+    with pytest.raises(TypeError, match="has no links to index"):
+        LinkIndex.build(ranker(name).float32)
+    index = LinkIndex.build(ranker("LIME-MHA").float32)
+    with pytest.raises(TypeError, match="has no links to index"):
+        links(ranker(name).float32, draw_request(0, 1, 3, 2), index, micro_batch=2)
+
+
+@pytest.mark.parametrize("micro_batch", [0, -1])
+def test_a_micro_batch_of_no_candidate_is_refused(ranker, draw_request, micro_batch):
+    model = ranker("LIME-MHA").float32
+    with pytest.raises(ValueError, match=f"micro_batch is {micro_batch}; it must be 1"):
+        links(
+            model,
+            draw_request(0, 1, 3, 2),
+            LinkIndex.build(model),
+            micro_batch=micro_batch,
+        )
+
+
+def test_the_cache_of_another_model_is_refused(ranker, make_model, draw_request):
+    model, cache = (
+        ranker("LIME-MHA").float32,
+        UserCache(make_model("LIME-MHA"), max_bytes=10**6),
+    )
+    with pytest.raises(ValueError, match="another model encoded"):
+        links(
+            model,
+            draw_request(0, 1, 3, 2),
+            LinkIndex.build(model),
+            micro_batch=2,
+            cache=cache,
+        )
