@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from torch.profiler import profile
 from recsys_edu.batch import Request, random_request
 from recsys_edu.bench import compare, environment_card, ratio
 from recsys_edu.cost import count, nbytes
+from recsys_edu.data import InteractionLog
 from recsys_edu.data.synthetic import planted_world
 from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
@@ -32,9 +34,15 @@ D, LAYERS, MICRO_BATCH = 64, 2, 256
 SIDE = 1024  # of the square product that a core's speed is measured by
 
 
+@cache
+def world() -> InteractionLog:
+    """A planted world's log with 5,000 items."""
+    return planted_world(seed=0, n_impressions=20_000, n_items=5_000).log
+
+
 def ranker() -> DLRM:
-    """A ranker with random weights over 5,000 items of a planted world."""
-    log = planted_world(seed=0, n_impressions=20_000, n_items=5_000).log
+    """A ranker with random weights over that world."""
+    log = world()
     torch.manual_seed(0)
     embeddings = Embeddings(log.users, log.items, log.n_actions, D)
     return DLRM(embeddings, AppendEncoder(D, layers=LAYERS)).eval()
@@ -42,8 +50,7 @@ def ranker() -> DLRM:
 
 def request(n: int, m: int) -> Request:
     """A random request of that world."""
-    log = planted_world(seed=0, n_impressions=20_000, n_items=5_000).log
-    return random_request(log, n, m, seed=0)
+    return random_request(world(), n, m, seed=0)
 
 
 def amortization(model: DLRM) -> dict[str, object]:

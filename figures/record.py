@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 
 from recsys_edu.bench import environment
+from recsys_edu.files import written_whole
 from recsys_edu.progress import progress
 
 FOLDER = Path(__file__).parent / "recorded"
@@ -57,15 +58,13 @@ def load(name: str) -> Record:
 
 def save(name: str, runs: list[dict]) -> None:
     """Writes the record whole or not at all, with the machine this process runs on."""
-    path = FOLDER / f"{name}.json"
-    partial = path.with_suffix(".partial")
     FOLDER.mkdir(exist_ok=True)
     lines = ",\n  ".join(json.dumps(run) for run in runs)  # one run a line: diffs read
-    partial.write_text(
-        f'{{"provenance": {json.dumps(environment(), indent=2)},\n'
-        f'"runs": [\n  {lines}\n]}}\n'
-    )
-    partial.replace(path)
+    with written_whole(FOLDER / f"{name}.json") as partial:
+        partial.write_text(
+            f'{{"provenance": {json.dumps(environment(), indent=2)},\n'
+            f'"runs": [\n  {lines}\n]}}\n'
+        )
 
 
 def origin() -> dict[str, str]:

@@ -117,6 +117,28 @@ class DLRM(nn.Module):
         share = self.top.item(self.embeddings.items.own(vectors))
         return ItemSide(vectors, share, code)
 
+    def events(self, request: Request, since: int = 0) -> Events:
+        """Request clock: B histories as an encoder reads them, from ``since`` on.
+
+        Raises:
+            ValueError: each candidate sees a prefix of its own, as in amortized
+                training, of a history whose positions count from its end.
+        """
+        if request.visible is not None and not self.embeddings.append_only:
+            raise ValueError(
+                f"{type(self.embeddings.positions).__name__} counts from the end of a "
+                "history, and each candidate sees another end: train it one impression "
+                "a row"
+            )
+        history = request.history
+        return Events(
+            self.embeddings.events(history, since),
+            history.mask[:, since:],
+            request.visible,
+            timestamp=history.timestamp[:, since:],
+            now=request.timestamp,
+        )
+
     def encode_request(
         self, request: Request, code: HistoryCode | None = None
     ) -> RequestSide:
@@ -125,30 +147,12 @@ class DLRM(nn.Module):
         Args:
             code: the encoder's, of the same histories at any time, if it is known; the
                 histories are then not read either.
-
-        Raises:
-            ValueError: each candidate sees a prefix of its own, as in amortized
-                training, of a history whose positions count from its end.
         """
         vectors = self.embeddings.users(request.user)
-        if self.encoder is not None and code is not None:
-            code = self.encoder.at(code, request.timestamp)
+        if self.encoder is not None and code is None:
+            code = self.encoder.encode_history(self.events(request), vectors)
         elif self.encoder is not None:
-            positions = self.embeddings.positions
-            if request.visible is not None and not getattr(positions, "append_only", 1):
-                raise ValueError(
-                    f"{type(positions).__name__} counts from the end of a history, and "
-                    "each candidate sees another end: train it one impression a row"
-                )
-            history = request.history
-            events = Events(
-                self.embeddings.events(history),
-                history.mask,
-                request.visible,
-                timestamp=history.timestamp,
-                now=request.timestamp,
-            )
-            code = self.encoder.encode_history(events, vectors)
+            code = self.encoder.at(code, request.timestamp)
         share = self.top.user(self.embeddings.users.own(vectors))
         return RequestSide(vectors, share, code)
 

@@ -132,6 +132,11 @@ class Embeddings(nn.Module):
         nn.init.normal_(self.actions.weight, std=d**-0.5 / 4)
         self.positions = positions
 
+    @property
+    def append_only(self) -> bool:
+        """Whether old events keep their vectors when new ones arrive."""
+        return self.positions is None or self.positions.append_only
+
     def events(self, history: History, since: int = 0) -> Tensor:
         """What was acted on, what was done, and when, summed: [B, N - since, d].
 

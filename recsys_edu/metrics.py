@@ -42,6 +42,9 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.mean:.4f} ± {self.high - self.mean:.4f} (n = {self.n})"
 
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
 
 def evaluate(
     label: ArrayLike, probability: ArrayLike, base_rate: float | None = None
@@ -91,6 +94,33 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     error = float(sample.std(ddof=1)) / math.sqrt(n)
     half = float(stats.t.ppf((1 + confidence) / 2, df=n - 1)) * error
     return Interval(mean, mean - half, mean + half, n)
+
+
+def difference(
+    a: Sequence[float], b: Sequence[float], confidence: float = 0.95
+) -> Interval:
+    """Mean of a less mean of b, runs that share no luck: Welch's t interval.
+
+    Its n is the number of runs of the smaller sample. Raises ValueError for fewer than
+    two values of either.
+    """
+    n = min(len(a), len(b))
+    if n < 2:
+        raise ValueError(f"an interval needs at least 2 values of each, got {n}")
+    test = stats.ttest_ind(a, b, equal_var=False)
+    low, high = test.confidence_interval(confidence)
+    return Interval(float(np.mean(a) - np.mean(b)), float(low), float(high), n)
+
+
+def next_run(values: Sequence[float], confidence: float = 0.99) -> Interval:
+    """Where one more run is expected: mean ± t(n - 1) s sqrt(1 + 1 / n).
+
+    The prediction interval of n runs alike; it holds a new run, not their mean. Raises
+    ValueError for fewer than two values.
+    """
+    of_mean = mean_interval(values, confidence)
+    half = (of_mean.high - of_mean.mean) * math.sqrt(of_mean.n + 1)
+    return Interval(of_mean.mean, of_mean.mean - half, of_mean.mean + half, of_mean.n)
 
 
 def expected_auc(score: ArrayLike, p: ArrayLike) -> float:

@@ -15,6 +15,11 @@ from torch import Tensor, nn
 from recsys_edu.batch import History
 
 
+def newer(mask: Tensor) -> Tensor:
+    """How many events of the same user come later, [..., N] bool -> [..., N] int64."""
+    return mask.sum(-1, keepdim=True) - mask.long().cumsum(-1)
+
+
 class Positions(nn.Module, ABC):
     """Event j of a history takes row p(j) of a table [rows, d]."""
 
@@ -65,8 +70,7 @@ class Recency(Positions):
 
     def row(self, history: History) -> Tensor:
         """[B, N] int64: how many events of the same user are newer, 0 under padding."""
-        newer = history.mask.sum(1, keepdim=True) - history.mask.long().cumsum(1)
-        return torch.where(history.mask, newer, 0)
+        return torch.where(history.mask, newer(history.mask), 0)
 
 
 class TimeGap(Positions):

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from recsys_edu.batch import Impressions, batches
 from recsys_edu.data.interactions import Histories, InteractionLog, Split
+from recsys_edu.files import written_whole
 from recsys_edu.metrics import Metrics, evaluate
 from recsys_edu.progress import progress
 
@@ -87,8 +88,10 @@ def fit(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=learning_rate, weight_decay=weight_decay
     )
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(averaging))
-    judged = averaged.module if averaging else model
+    judged, average = model, None
+    if averaging:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(averaging))
+        judged = average.module
     generator = np.random.default_rng(seed)
     epochs: list[Epoch] = []
     best, best_weights = 0, None
@@ -104,7 +107,8 @@ def fit(
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                averaged.update_parameters(model)
+                if average is not None:
+                    average.update_parameters(model)
                 total += loss.item() * int((batch.row >= 0).sum())
             seconds = time.perf_counter() - begin
             validation = score_rows(
@@ -165,10 +169,8 @@ def save_checkpoint(
 
     The file appears whole or not at all: it is written beside ``path`` and renamed.
     """
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    save_file(model.state_dict(), partial, dict(metadata or {}))
-    partial.replace(path)
+    with written_whole(path) as partial:
+        save_file(model.state_dict(), partial, dict(metadata or {}))
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> None:

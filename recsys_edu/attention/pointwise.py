@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recsys_edu.attention.heads import join_heads, split_heads
+
 
 def attend_pointwise(
     q: Tensor,
@@ -65,7 +67,7 @@ class PointwiseBlock(nn.Module):
     def keys_values(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [B, T, d] -> keys and values, each [B, heads, T, d / heads]."""
         k, v = F.silu(self.key_value(self.norm(y))).chunk(2, dim=-1)
-        return self._split_heads(k), self._split_heads(v)
+        return split_heads(k, self.heads), split_heads(v, self.heads)
 
     def forward(
         self,
@@ -95,7 +97,7 @@ class PointwiseBlock(nn.Module):
     def gate_queries(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [B, T, d] -> gate u [B, T, d] and queries [B, heads, T, d / heads]."""
         u, q = F.silu(self.gate_query(self.norm(x))).chunk(2, dim=-1)
-        return u, self._split_heads(q)
+        return u, split_heads(q, self.heads)
 
     def update(self, x: Tensor, u: Tensor, read: Tensor) -> Tensor:
         """Tokens and gate [B, T, d], and what was read [B, heads, T, dh] -> [B, T, d].
@@ -103,8 +105,5 @@ class PointwiseBlock(nn.Module):
         ``forward`` is this on what :func:`attend_pointwise` reads; a sum over keys that
         was kept and grown is another way to come by it.
         """
-        read = self.norm_read(read.transpose(1, 2).flatten(-2))
+        read = self.norm_read(join_heads(read))
         return x + self.dropout(self.out(read * u))
-
-    def _split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

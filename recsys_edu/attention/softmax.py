@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recsys_edu.attention.heads import join_heads, split_heads
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(dh), over the keys that ``mask`` allows) v.
@@ -101,20 +103,16 @@ class CrossAttention(nn.Module):
 
     def queries(self, x: Tensor) -> Tensor:
         """Tokens [B, T, d] -> [B, heads, T, d / heads]."""
-        return _split_heads(self.query(self.norm_query(x)), self.heads)
+        return split_heads(self.query(self.norm_query(x)), self.heads)
 
     def keys_values(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [B, T, d] -> keys and values, each [B, heads, T, d / heads]."""
         k, v = self.key_value(self.norm_key(y)).chunk(2, dim=-1)
-        return _split_heads(k, self.heads), _split_heads(v, self.heads)
+        return split_heads(k, self.heads), split_heads(v, self.heads)
 
     def update(self, read: Tensor) -> Tensor:
         """What was read [B, heads, T, d / heads] -> [B, T, d]."""
-        return self.out(read.transpose(1, 2).flatten(-2))
-
-
-def _split_heads(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+        return self.out(join_heads(read))
 
 
 class TransformerBlock(nn.Module):
@@ -143,7 +141,7 @@ class TransformerBlock(nn.Module):
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [B, T, d] -> keys and values, each [B, heads, T, d / heads]."""
         k, v = self.key_value(self.norm_attention(x)).chunk(2, dim=-1)
-        return self._split_heads(k), self._split_heads(v)
+        return split_heads(k, self.heads), split_heads(v, self.heads)
 
     def forward(
         self,
@@ -160,13 +158,10 @@ class TransformerBlock(nn.Module):
             mask: broadcasts to [B, heads, T, K], True where a token may read a key.
             reads_itself: each token also has its own key, which is not among ``k``.
         """
-        q = self._split_heads(self.query(self.norm_attention(x)))
+        q = split_heads(self.query(self.norm_attention(x)), self.heads)
         if reads_itself:
             read = attend_and_itself(q, k, v, *self.keys_values(x), mask)
         else:
             read = attend(q, k, v, mask)
-        x = x + self.dropout(self.out(read.transpose(1, 2).flatten(-2)))
+        x = x + self.dropout(self.out(join_heads(read)))
         return x + self.dropout(self.ffn(self.norm_ffn(x)))
-
-    def _split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

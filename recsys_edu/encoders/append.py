@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from recsys_edu.attention import masks
+from recsys_edu.attention.prefill import prefill
 from recsys_edu.encoders.base import CannotExtend, Events, readable
 from recsys_edu.encoders.single_pass import OneSequence
 from recsys_edu.encoders.transformer import Size, TransformerEncoder
@@ -72,24 +73,16 @@ class AppendEncoder(TransformerEncoder, OneSequence):
             )
         mask = torch.cat([code.mask, new.mask.unsqueeze(1)], dim=-1)
         allowed = self.allowed(mask.squeeze(1))[:, :, code.k.shape[3] :]
-        k, v = self._keys_values(self.dropout(new.vectors), allowed, code)
+        k, v = self._keys_values(self.dropout(new.vectors), allowed, (code.k, code.v))
         return KeyValueCache(k, v, mask)
 
     def _keys_values(
-        self, x: Tensor, allowed: Tensor, past: KeyValueCache | None = None
+        self, x: Tensor, allowed: Tensor, past: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Keys and values of the tokens of ``past`` and of x, in every layer."""
-        cache = []
-        for layer, block in enumerate(self.blocks):
-            k, v = block.keys_values(x)
-            if past is not None:
-                k = torch.cat([past.k[:, layer], k], dim=2)
-                v = torch.cat([past.v[:, layer], v], dim=2)
-            cache.append((k, v))
-            if layer + 1 < len(self.blocks):  # nobody reads the last layer's output
-                x = block(x, k, v, allowed)
-        k, v = (torch.stack(part, dim=1) for part in zip(*cache, strict=True))
-        return k, v
+        def run(layer: int, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return self.blocks[layer](x, k, v, allowed)
+
+        return prefill(self.blocks, x, run, past)
 
     def fuse(self, items: Tensor, history: KeyValueCache) -> Tensor:
         """Candidate clock: M tokens through the layers, reading the kept keys."""

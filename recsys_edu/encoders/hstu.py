@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from recsys_edu.attention import masks
 from recsys_edu.attention.pointwise import PointwiseBlock
+from recsys_edu.attention.prefill import prefill
 from recsys_edu.encoders.base import Events, readable
 from recsys_edu.encoders.single_pass import OneSequence
 from recsys_edu.tree import TensorTree
@@ -134,7 +135,9 @@ class HSTU(OneSequence):
         """Request clock: K new events through the blocks, O(l K d^2 + l K N d)."""
         mask = torch.cat([code.mask, new.mask.unsqueeze(1)], dim=-1)
         timestamp = torch.cat([code.timestamp, new.timestamp], dim=1)
-        k, v = self._keys_values(new.vectors, mask.squeeze(1), timestamp, code)
+        k, v = self._keys_values(
+            new.vectors, mask.squeeze(1), timestamp, (code.k, code.v)
+        )
         return TimedCache(k, v, mask, timestamp, new.now)
 
     def at(self, code: TimedCache, now: Tensor) -> TimedCache:
@@ -146,7 +149,7 @@ class HSTU(OneSequence):
         x: Tensor,
         mask: Tensor,
         timestamp: Tensor,
-        past: TimedCache | None = None,
+        past: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Keys and values of the tokens of ``past`` and of x, in every layer.
 
@@ -160,17 +163,11 @@ class HSTU(OneSequence):
         rows = relation(own - position, now - time)  # [B, K, T]
         allowed = (mask.unsqueeze(1) & (position <= own)).unsqueeze(1)
         n = own.clamp(min=1).unsqueeze(1)  # padding before the events reads none
-        cache = []
-        for layer, (block, bias) in enumerate(self.layers()):
-            k, v = block.keys_values(x)
-            if past is not None:
-                k = torch.cat([past.k[:, layer], k], dim=2)
-                v = torch.cat([past.v[:, layer], v], dim=2)
-            cache.append((k, v))
-            if layer + 1 < len(self.blocks):  # nobody reads the last layer's output
-                x = block(x, k, v, allowed, n, bias(rows))
-        k, v = (torch.stack(part, dim=1) for part in zip(*cache, strict=True))
-        return k, v
+
+        def run(layer: int, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return self.blocks[layer](x, k, v, allowed, n, self.biases[layer](rows))
+
+        return prefill(self.blocks, x, run, past)
 
     def fuse(self, items: Tensor, history: TimedCache) -> Tensor:
         """Candidate clock: M tokens through the blocks, reading the kept keys.

@@ -20,6 +20,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Required, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,15 @@ PHI: dict[str, Callable[[Tensor], Tensor]] = {
 """What makes weights [..., r] of an item's scores: an item needs no other item."""
 
 
+class Links(TypedDict, total=False):
+    """The options of :class:`Lime`, which has their meaning."""
+
+    r: Required[int]
+    dropout: float
+    qk: int | None
+    phi: str
+
+
 class Lime(HistoryEncoder):
     """What LIME-MHA and LIME-XOR share: the links, the item clock and the sum.
 
@@ -54,7 +64,13 @@ class Lime(HistoryEncoder):
     """
 
     def __init__(
-        self, d: int, *, r: int, qk: int | None = None, phi: str = "softmax"
+        self,
+        d: int,
+        *,
+        r: int,
+        dropout: float = 0.1,
+        qk: int | None = None,
+        phi: str = "softmax",
     ) -> None:
         super().__init__()
         if phi not in PHI:
@@ -70,6 +86,7 @@ class Lime(HistoryEncoder):
         self.link_hidden = nn.Linear(d, d)
         self.user_hidden = nn.Linear(d, d, bias=False)
         self.link_shift = nn.Linear(d, d)
+        self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(d)
 
     def encode_items(self, items: Tensor) -> Tensor:
@@ -130,20 +147,10 @@ class LimeMHA(Lime):
     candidate's links read their part of them, O(r N d).
     """
 
-    def __init__(
-        self,
-        d: int,
-        *,
-        r: int,
-        heads: int = 2,
-        dropout: float = 0.1,
-        qk: int | None = None,
-        phi: str = "softmax",
-    ) -> None:
-        super().__init__(d, r=r, qk=qk, phi=phi)
+    def __init__(self, d: int, *, heads: int = 2, **links: Unpack[Links]) -> None:
+        super().__init__(d, **links)
         self.start = nn.Parameter(torch.randn(d) * d**-0.5)
         self.attention = CrossAttention(d, heads)
-        self.dropout = nn.Dropout(dropout)
 
     def encode_history(self, events: Events, context: Tensor) -> SoftmaxLinks:
         """Request clock: one attention of r links over 1 + N events."""
@@ -211,21 +218,12 @@ class LimeXOR(Lime):
     """
 
     def __init__(
-        self,
-        d: int,
-        *,
-        r: int,
-        layers: int = 3,
-        heads: int = 2,
-        dropout: float = 0.1,
-        qk: int | None = None,
-        phi: str = "softmax",
+        self, d: int, *, layers: int = 3, heads: int = 2, **links: Unpack[Links]
     ) -> None:
-        super().__init__(d, r=r, qk=qk, phi=phi)
+        super().__init__(d, **links)
         self.blocks = nn.ModuleList(
-            PointwiseBlock(d, heads, dropout) for _ in range(layers)
+            PointwiseBlock(d, heads, self.dropout.p) for _ in range(layers)
         )
-        self.dropout = nn.Dropout(dropout)
         for block in self.blocks:  # scores with variance 1, as between items and links
             for both in (block.gate_query.weight, block.key_value.weight):
                 nn.init.orthogonal_(both.data[:d])

@@ -9,6 +9,7 @@ that no softmax is over nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Required, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from recsys_edu.attention.softmax import CrossAttention, attend
 from recsys_edu.encoders.base import Events, HistoryEncoder, readable
+from recsys_edu.positions import newer
 from recsys_edu.tree import TensorTree
 
 
@@ -26,6 +28,14 @@ class Rows(TensorTree):
     k: Tensor  # [B, S, heads, R, dh], S = 1 or M
     v: Tensor  # [B, S, heads, R, dh]
     mask: Tensor | None  # [B, 1 or M, R] bool, which a candidate may read; None for all
+
+
+class Size(TypedDict, total=False):
+    """Size and regularisation of a :class:`RowsEncoder`."""
+
+    r: Required[int]
+    heads: int
+    dropout: float
 
 
 class RowsEncoder(HistoryEncoder):
@@ -72,8 +82,7 @@ class TruncatedMHA(RowsEncoder):
     def encode_history(self, events: Events, context: Tensor) -> Rows:
         """Request clock: keys and values of start and last r events, O(r d^2)."""
         mask = readable(events.mask, events.visible)  # [B, 1 or M, N]
-        newer = mask.sum(-1, keepdim=True) - mask.cumsum(-1)  # 0 at the newest event
-        mask = mask & (newer < self.r)
+        mask = mask & (newer(mask) < self.r)
         vectors = events.vectors
         if events.visible is None:
             # The real ones first, so that what is cut off is not among the last r.
@@ -119,23 +128,18 @@ class LREA(RowsEncoder):
         positions: rows of the table a; how many last events have weights of their own.
     """
 
-    def __init__(
-        self,
-        d: int,
-        *,
-        r: int,
-        heads: int = 2,
-        dropout: float = 0.1,
-        positions: int = 256,
-    ) -> None:
-        super().__init__(d, r=r, heads=heads, dropout=dropout)
-        self.mixture = nn.Parameter(torch.randn(1 + positions, r))  # the start's first
+    def __init__(self, d: int, *, positions: int = 256, **size: Unpack[Size]) -> None:
+        super().__init__(d, **size)
+        self.mixture = nn.Parameter(
+            torch.randn(1 + positions, self.r)
+        )  # the start's first
 
     def encode_history(self, events: Events, context: Tensor) -> Rows:
         """Request clock: r mixtures of 1 + N events, O(r N d + r d^2)."""
         mask = readable(events.mask, events.visible)  # [B, 1 or M, N]
-        newer = mask.sum(-1, keepdim=True) - mask.cumsum(-1)
-        position = F.pad((1 + newer).clamp(max=len(self.mixture) - 1), (1, 0), value=0)
+        position = F.pad(
+            (1 + newer(mask)).clamp(max=len(self.mixture) - 1), (1, 0), value=0
+        )
         scores = self.mixture[position].masked_fill(
             ~F.pad(mask, (1, 0), value=True).unsqueeze(-1), float("-inf")
         )

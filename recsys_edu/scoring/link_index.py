@@ -17,6 +17,7 @@ from torch import Tensor
 
 from recsys_edu.dlrm import DLRM
 from recsys_edu.encoders.lime import Lime
+from recsys_edu.files import written_whole
 from recsys_edu.progress import progress
 from recsys_edu.scoring.user_cache import version_of
 
@@ -88,13 +89,11 @@ class LinkIndex:
 
     def save(self, path: str | Path) -> None:
         """Writes the index as safetensors, whole or not at all."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
         tensors = {"weights": self.weights}
         if self.scale is not None:
             tensors["scale"] = self.scale
-        save_file(tensors, partial, {"version": self.version})
-        partial.replace(path)
+        with written_whole(path) as partial:
+            save_file(tensors, partial, {"version": self.version})
 
     def __len__(self) -> int:
         """I, the number of rows, those that hold no item among them."""

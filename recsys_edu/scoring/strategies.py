@@ -15,7 +15,7 @@ from recsys_edu.batch import Request
 from recsys_edu.dlrm import DLRM
 from recsys_edu.encoders.single_pass import OneSequence, SinglePassEncoder
 from recsys_edu.scoring.link_index import LinkIndex
-from recsys_edu.scoring.user_cache import UserCache
+from recsys_edu.scoring.user_cache import UserCache, encode_request
 
 
 def naive(model: DLRM, request: Request) -> Tensor:
@@ -42,16 +42,10 @@ def amortized(
     Raises:
         ValueError: ``micro_batch`` is less than 1; the cache is of another model.
     """
-    if micro_batch < 1:
-        raise ValueError(f"micro_batch is {micro_batch}; it must be 1 or more")
-    if cache is not None and cache.model is not model:
-        raise ValueError("the cache holds histories that another model encoded")
-    known = (model if cache is None else cache).encode_request(
-        request
-    )  # request clock, once
+    known = encode_request(model, request, cache)  # request clock, once
     scores = [
         model.fuse(model.encode_items(candidates), known)
-        for candidates in request.candidates.split(micro_batch, dim=1)
+        for candidates in micro_batches(request, micro_batch)
     ]
     return torch.cat(scores, dim=1)
 
@@ -91,15 +85,22 @@ def links(
         ValueError: ``micro_batch`` is less than 1; the index or the cache was made by
             another model or by other weights.
     """
-    if micro_batch < 1:
-        raise ValueError(f"micro_batch is {micro_batch}; it must be 1 or more")
-    if cache is not None and cache.model is not model:
-        raise ValueError("the cache holds histories that another model encoded")
     index.require(model)
     dtype = model.encoder.links.dtype
-    known = (model if cache is None else cache).encode_request(request)
+    known = encode_request(model, request, cache)
     scores = [
         model.fuse(model.encode_items(candidates, index[candidates].to(dtype)), known)
-        for candidates in request.candidates.split(micro_batch, dim=1)
+        for candidates in micro_batches(request, micro_batch)
     ]
     return torch.cat(scores, dim=1)
+
+
+def micro_batches(request: Request, size: int) -> tuple[Tensor, ...]:
+    """The candidates [B, M] of a request, ``size`` of them at a time.
+
+    Raises:
+        ValueError: ``size`` is less than 1.
+    """
+    if size < 1:
+        raise ValueError(f"micro_batch is {size}; it must be 1 or more")
+    return request.candidates.split(size, dim=1)

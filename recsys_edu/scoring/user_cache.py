@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from recsys_edu.batch import History, Request
 from recsys_edu.cost import nbytes
 from recsys_edu.dlrm import DLRM, RequestSide
-from recsys_edu.encoders.base import CannotExtend, Events, HistoryCode
+from recsys_edu.encoders.base import CannotExtend, HistoryCode
 
 
 def weights_version(model: nn.Module) -> str:
@@ -38,6 +38,21 @@ def version_of(named: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
+def encode_request(
+    model: DLRM, request: Request, cache: UserCache | None = None
+) -> RequestSide:
+    """Request clock: by the model, or by its cache if there is one.
+
+    Raises:
+        ValueError: the cache is of another model.
+    """
+    if cache is None:
+        return model.encode_request(request)
+    if cache.model is not model:
+        raise ValueError("the cache holds histories that another model encoded")
+    return cache.encode_request(request)
+
+
 def extend(model: DLRM, code: HistoryCode, request: Request, known: int) -> HistoryCode:
     """Request clock: the code of the request's history, from that of its first events.
 
@@ -53,20 +68,12 @@ def extend(model: DLRM, code: HistoryCode, request: Request, known: int) -> Hist
     """
     if model.encoder is None:
         raise CannotExtend("a ranker without an encoder keeps nothing of a history")
-    positions = model.embeddings.positions
-    if positions is not None and not positions.append_only:
+    if not model.embeddings.append_only:
         raise CannotExtend(
-            f"{type(positions).__name__} counts from the end of the history: a new "
-            "event moves every older one. Encode all of it again"
+            f"{type(model.embeddings.positions).__name__} counts from the end of the "
+            "history: a new event moves every older one. Encode all of it again"
         )
-    history = request.history
-    vectors = model.embeddings.events(history, since=known)
-    new = Events(
-        vectors,
-        history.mask[:, known:],
-        timestamp=history.timestamp[:, known:],
-        now=request.timestamp,
-    )
+    new = model.events(request, since=known)
     return model.encoder.extend(code, new, model.embeddings.users(request.user))
 
 
@@ -133,13 +140,14 @@ class UserCache:
         # A copy: the entry must not follow what the caller does to the request.
         events = request.history.map(lambda t: t[request.history.mask].unsqueeze(0))
         request = replace(request, history=events)
-        outcome, code = self._encode(request)
+        outcome, code = self._known(request)
+        side = self.model.encode_request(request, code)
         self.outcomes[outcome] += 1
-        self._keep(int(request.user), _Entry(self._weights, events, code))
-        return self.model.encode_request(request, code)
+        self._keep(int(request.user), _Entry(self._weights, events, side.code))
+        return side
 
-    def _encode(self, request: Request) -> tuple[str, HistoryCode]:
-        """How the request is served, and the code of its history."""
+    def _known(self, request: Request) -> tuple[str, HistoryCode | None]:
+        """How the request is served, and the code of its history unless it is new."""
         entry = self._entries.get(int(request.user))
         self._see_weights()
         if entry is None:
@@ -155,7 +163,7 @@ class UserCache:
                 return "extended", extend(self.model, entry.code, request, known)
             except CannotExtend:
                 outcome = "cannot extend"
-        return outcome, self.model.encode_request(request).code
+        return outcome, None
 
     def _keep(self, user: int, entry: _Entry) -> None:
         """Puts the entry in place of the user's last, then drops the oldest entries."""

@@ -5,7 +5,6 @@ block in test_xor.py.
 """
 
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import torch
@@ -177,45 +176,6 @@ def test_attention_in_parts_is_attention_at_once(keys, loud, seed):
 
 
 @pytest.mark.parametrize("name", GROWING)
-@few
-@given(
-    size=st.integers(0, 2),
-    b=st.integers(1, 3),
-    n=st.integers(0, 8),
-    cuts=st.lists(st.integers(0, 8), min_size=1, max_size=4),
-    seed=SEEDS,
-)
-def test_a_history_in_chunks_is_the_history_at_once(
-    ranker, draw_request, assert_same, name, size, b, n, cuts, seed
-):
-    """Split anywhere, empty chunks among them; all that is kept, sums and counts."""
-    request = draw_request(seed, b=b, n=n, m=1, full=True)
-    history, user = request.history, request.user
-    cuts = [*sorted(min(cut, n) for cut in cuts), n]
-
-    def whole(model):
-        return model.encoder.encode_history(*encode(model, history, user))
-
-    def in_chunks(model):
-        first = history.map(lambda t: t[:, : cuts[0]])
-        code = model.encoder.encode_history(*encode(model, first, user))
-        for known, end in pairwise(cuts):
-            longer = history.map(lambda t, end=end: t[:, :end])
-            code = model.encoder.extend(code, *encode(model, longer, user, known))
-        return code
-
-    def flat(form):
-        def run(model):
-            parts = []
-            form(model).map(lambda t: parts.append(t.to(model.top.user.weight.dtype)))
-            return torch.cat([part.flatten() for part in parts])
-
-        return run
-
-    assert_same(flat(in_chunks), flat(whole), ranker(name, size))
-
-
-@pytest.mark.parametrize("name", GROWING)
 def test_an_event_more_costs_the_same_after_any_history(ranker, draw_request, name):
     model = ranker(name).float32
     costs = []
@@ -226,20 +186,6 @@ def test_an_event_more_costs_the_same_after_any_history(ranker, draw_request, na
         new = encode(model, request.history, request.user, n)
         costs.append(count(model.encoder.extend, code, *new))
     assert costs[0] == costs[1] == costs[2]
-
-
-def test_extending_leaves_the_given_code_as_it_is(ranker, draw_request):
-    for name in GROWING:
-        model, request = ranker(name).float32, draw_request(0, 2, 6, 1, full=True)
-        old = request.history.map(lambda t: t[:, :4])
-        with torch.no_grad():
-            code = model.encoder.encode_history(*encode(model, old, request.user))
-            kept = code.map(torch.clone)
-            new = encode(model, request.history, request.user, 4)
-            model.encoder.extend(code, *new).map(lambda t: t.zero_())
-        now, before = [], []
-        code.map(now.append), kept.map(before.append)
-        assert all(map(torch.equal, now, before))
 
 
 def test_who_has_read_whom_in_xor_blocks(ranker, draw_request):

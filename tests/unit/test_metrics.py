@@ -8,13 +8,16 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import stats
 
 from recsys_edu.metrics import (
     Interval,
     best_auc,
+    difference,
     evaluate,
     expected_auc,
     mean_interval,
+    next_run,
 )
 
 
@@ -83,6 +86,35 @@ def test_mean_interval():
 
 def test_an_interval_prints_its_seeds():
     assert str(Interval(0.71234, 0.7111, 0.71358, 5)) == "0.7123 ± 0.0012 (n = 5)"
+
+
+def test_a_difference_is_welch_s():
+    # Means 2 and 5; s^2/n = 1/3 and 4/3, so se = sqrt(5/3); Welch's df = 50/17.
+    a, b = [1.0, 2.0, 3.0], [3.0, 5.0, 7.0]
+    half = stats.t.ppf(0.975, 50 / 17) * math.sqrt(5 / 3)
+    gap = difference(a, b)
+    assert (gap.mean, gap.n) == (pytest.approx(-3.0), 3)
+    assert (gap.low, gap.high) == (pytest.approx(-3 - half), pytest.approx(-3 + half))
+    assert difference(b, a).mean == pytest.approx(3.0)
+    assert difference(a, [*b, 5.0]).n == 3
+    with pytest.raises(ValueError, match="at least 2 values of each, got 1"):
+        difference(a, [1.0])
+
+
+def test_one_more_run_falls_where_it_is_expected_as_often_as_promised():
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(2000):
+        *runs, new = rng.normal(0.77, 0.001, 6)
+        held += new in next_run(runs, confidence=0.9)
+    # A binomial of 2000 with p = 0.9: four standard deviations are 54.
+    assert abs(held - 1800) <= 54
+    assert next_run([1.0, 2.0, 3.0]).mean == 2.0
+
+
+def test_an_interval_contains_its_ends():
+    interval = Interval(0.5, 0.4, 0.6, 5)
+    assert all(value in interval for value in (0.4, 0.5, 0.6))
+    assert 0.39 not in interval and 0.61 not in interval
 
 
 def test_one_seed_has_no_interval():
