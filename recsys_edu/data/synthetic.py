@@ -10,6 +10,9 @@ Labels are drawn from p. The private part z shows only in what the user clicked,
 best guess from any amount of history is a posterior mean. Tastes are independent across
 topics, so that mean is an integral over one number, computed here by quadrature. Three
 ceilings follow: without history, with the last N events, and with p itself.
+
+Topics come in any order, or one at a time: a user may stay with one for a while and
+come back to it only after all the others, so that long histories decide.
 """
 
 from __future__ import annotations
@@ -19,7 +22,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit, log_expit
 
-from recsys_edu.data.interactions import Features, Histories, InteractionLog
+from recsys_edu.data.interactions import (
+    Features,
+    Histories,
+    InteractionLog,
+    earlier_events,
+)
 
 DAY = 86_400
 
@@ -52,23 +60,11 @@ class PlantedWorld:
         Good to 1e-8. O(E) memory; the time grows with E and with the root of the
         largest number of known events.
         """
-        # Events in the order of `histories`, then stably by (user, topic): one run of
-        # rows per (user, topic), oldest first, so a window of it is a slice.
-        log, topic, strength = self.log, self.topic, self.private_strength
-        order = np.lexsort((log.timestamp, log.user))
-        rank = np.empty(len(log), np.int64)
-        rank[order] = np.arange(len(log))  # where each row stands in `histories`
-        run = log.user * (topic.max() + 1) + topic[log.item]  # [E]
-        by_run = np.lexsort((rank, run))
-        # Runs, and ranks within them, increase along `by_run`: so does this key.
-        key = run[by_run] * len(log) + rank[by_run]
+        log, strength = self.log, self.private_strength
         first = histories.start
         if max_events is not None:
             first = np.maximum(first, histories.end - max_events)
-        begin, end = (
-            np.searchsorted(key, run * len(log) + edge)
-            for edge in (first, histories.end)
-        )
+        by_run, _, begin, end = self._of_topic(first, histories.end)
         sign = np.where(log.label[by_run] == 1, 1.0, -1.0)
         public = self.public_logit[by_run]
         # Trapezoid rule. A click or its absence adds at most strength^2 / 4 to the
@@ -87,6 +83,43 @@ class PlantedWorld:
             log_click = np.logaddexp(log_click, log_density + log_p)
         return np.exp(log_click - log_total)
 
+    def absence(self, histories: Histories) -> np.ndarray:
+        """How many events ago the row's topic was last seen, [E] int64.
+
+        0 if the newest event of the history is of the row's topic; -1 if none is. Who
+        reads the last r events and no others reads none of the topic where this is r or
+        more, and then knows no more of the row than without any history.
+        """
+        _, rank, begin, end = self._of_topic(histories.start, histories.end)
+        away = histories.end - 1 - rank[end - 1]
+        return np.where(begin < end, away, -1)
+
+    def _of_topic(
+        self, first: np.ndarray, end: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The events of each row's topic among the events [first, end) of its user.
+
+        Args:
+            first, end: [E] ranges of events, as in ``histories.start`` and ``.end``.
+
+        Returns:
+            Rows [E] in runs of one user and topic, oldest first; where each of them
+            stands in ``histories``, [E]; and the slice of the run that each row of the
+            log asked for, from [E] to [E].
+        """
+        log = self.log
+        order = np.lexsort((log.timestamp, log.user))
+        rank = np.empty(len(log), np.int64)
+        rank[order] = np.arange(len(log))  # where each row stands in `histories`
+        run = log.user * (self.topic.max() + 1) + self.topic[log.item]  # [E]
+        by_run = np.lexsort((rank, run))
+        # Runs, and ranks within them, increase along `by_run`: so does this key.
+        key = run[by_run] * len(log) + rank[by_run]
+        begin, end = (
+            np.searchsorted(key, run * len(log) + edge) for edge in (first, end)
+        )
+        return by_run, rank[by_run], begin, end
+
 
 def planted_world(
     *,
@@ -100,6 +133,8 @@ def planted_world(
     bias: float = -1.0,
     strength: float = 1.5,
     rho: float = 0.4,
+    quality: float = 0.5,
+    dwell: int = 0,
 ) -> PlantedWorld:
     """Draws a planted world; the same arguments give the same world.
 
@@ -107,10 +142,21 @@ def planted_world(
     time tests on users that training never saw. Activity of users and popularity of
     items have long tails (log-normal and Zipf). No array is larger than
     [n_impressions] or [n_users, n_topics], so sizes may be internet-like.
+
+    Args:
+        strength, rho: of taste, and its share that the segment tells.
+        quality: standard deviation of the items' quality.
+        dwell: for how many impressions a user stays with a topic before the next one,
+            in an order of their own; the first comes again after all others, that is
+            after (n_topics - 1) dwell events. 0: every impression's topic is that of an
+            item drawn from all.
+
+    Raises:
+        ValueError: users dwell on topics, and there is a topic without an item.
     """
     rng = np.random.default_rng(seed)
     topic = rng.integers(n_topics, size=n_items)
-    quality = rng.normal(scale=0.5, size=n_items)
+    item_quality = rng.normal(scale=quality, size=n_items)
     segment = rng.integers(n_segments, size=n_users)
     lean = rng.normal(size=(n_segments, n_topics))
     private = rng.normal(size=(n_users, n_topics))
@@ -121,15 +167,20 @@ def planted_world(
     popularity = 1 / np.arange(1, n_items + 1)
     item = rng.choice(n_items, size=n_impressions, p=popularity / popularity.sum())
     day = arrival[user] + rng.uniform(0, 0.1 * n_days, size=n_impressions)
+    timestamp = (day * DAY).astype(np.int64)
+    if dwell:
+        tour = rng.permuted(np.tile(np.arange(n_topics), (n_users, 1)), axis=1)
+        place = _place(user, timestamp)
+        wanted = tour[user, place // dwell % n_topics]
+        item = _draw_of_topic(rng, wanted, n_topics, topic, popularity)
 
     public_logit = (
-        bias + quality[item] + strength * rho * lean[segment[user], topic[item]]
+        bias + item_quality[item] + strength * rho * lean[segment[user], topic[item]]
     )
     private_strength = strength * np.sqrt(1 - rho**2)
     probability = expit(public_logit + private_strength * private[user, topic[item]])
     label = (rng.random(n_impressions) < probability).astype(np.float32)
 
-    timestamp = (day * DAY).astype(np.int64)
     order = np.argsort(timestamp, kind="stable")
     log = InteractionLog(
         user=user[order],
@@ -148,6 +199,38 @@ def planted_world(
     return PlantedWorld(
         log, probability[order], public_logit[order], private_strength, topic
     )
+
+
+def _place(user: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
+    """How many events of its user stand before each row in ``Histories``, [E]."""
+    order, start, _ = earlier_events(user, timestamp)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order)) - start[order]
+    return place
+
+
+def _draw_of_topic(
+    rng: np.random.Generator,
+    wanted: np.ndarray,
+    n_topics: int,
+    topic: np.ndarray,
+    popularity: np.ndarray,
+) -> np.ndarray:
+    """An item of each wanted topic [E], drawn by its popularity among the topic's."""
+    by_topic = np.argsort(topic, kind="stable")
+    size = np.bincount(topic, minlength=n_topics)
+    if (size == 0).any():
+        raise ValueError(
+            f"topic {size.argmin()} has none of the {len(topic)} items, and users are "
+            "to dwell on it: draw more items, or fewer topics"
+        )
+    # The items of a topic share a stretch of this line, each by its popularity.
+    line = np.cumsum(popularity[by_topic])
+    last = np.cumsum(size) - 1
+    edge = np.append(0, line[last])
+    at = rng.uniform(edge[wanted], edge[wanted + 1])
+    # A draw that is rounded up to its edge is still of its topic.
+    return by_topic[np.minimum(np.searchsorted(line, at, side="right"), last[wanted])]
 
 
 def _sparse_features(**columns: np.ndarray) -> Features:

@@ -11,7 +11,7 @@ from scipy import integrate, stats
 from scipy.special import expit, log_expit, logit
 
 from recsys_edu.data import Histories, split_by_time
-from recsys_edu.data.synthetic import DAY, planted_world
+from recsys_edu.data.synthetic import DAY, _draw_of_topic, planted_world
 from recsys_edu.metrics import best_auc, expected_auc
 
 TINY = dict(n_impressions=60, n_users=4, n_items=6, n_topics=2, n_segments=2)
@@ -181,6 +181,100 @@ def test_with_nothing_private_there_is_nothing_to_guess():
     np.testing.assert_allclose(guess, world.probability, rtol=1e-8)
 
 
+# --- interest that returns -----------------------------------------------------------
+
+
+def dwelling(seed=0, dwell=4, n_topics=3, n_users=5, **options):
+    sizes = dict(n_impressions=60 * n_users, n_users=n_users, n_items=200)
+    return planted_world(seed=seed, dwell=dwell, n_topics=n_topics, **sizes | options)
+
+
+def topics_of(world, user):
+    """The topics of a user's impressions, as `Histories` has them in order."""
+    log = world.log
+    return world.topic[
+        log.item[log.user == user]
+    ]  # rows of equal time keep their order
+
+
+@given(seed=SEEDS, dwell=st.integers(1, 9), n_topics=st.integers(1, 4))
+def test_a_topic_stays_and_returns_after_all_others(seed, dwell, n_topics):
+    world = dwelling(seed, dwell, n_topics)
+    for user in np.unique(world.log.user):
+        seen = topics_of(world, user)
+        visits = seen[::dwell]
+        assert len(set(visits[:n_topics])) == len(visits[:n_topics])
+        tour = np.resize(visits[:n_topics], len(visits))  # again and again
+        np.testing.assert_array_equal(seen, np.repeat(tour, dwell)[: len(seen)])
+
+
+def test_users_have_orders_of_their_own():
+    world = dwelling(n_users=400, dwell=1, n_impressions=40_000)
+    orders = [tuple(topics_of(world, user)[:3]) for user in range(400)]
+    counts = [orders.count(each) for each in set(orders) if len(each) == 3]
+    assert len(counts) == 6 and stats.chisquare(counts).pvalue > 1e-6
+
+
+def test_items_are_drawn_by_popularity_within_the_topic():
+    world = dwelling(n_users=50, dwell=10, n_impressions=100_000)
+    for k in range(3):
+        items = np.flatnonzero(world.topic == k)
+        shown = np.bincount(world.log.item, minlength=200)[items]
+        share = 1 / (1 + items)
+        expected = share / share.sum() * shown.sum()
+        assert stats.chisquare(shown, expected).pvalue > 1e-6
+
+
+def test_a_draw_that_is_rounded_up_stays_in_its_topic():
+    class Highest:
+        def uniform(self, low, high):
+            return high
+
+    topic, popularity = np.array([1, 0, 1, 0]), np.array([0.1, 0.2, 0.3, 0.4])
+    item = _draw_of_topic(Highest(), np.array([0, 1, 1]), 2, topic, popularity)
+    assert item.tolist() == [3, 2, 2]
+
+
+def test_to_dwell_on_a_topic_it_must_have_an_item():
+    with pytest.raises(ValueError, match=r"topic \d has none of the 2 items"):
+        planted_world(seed=0, dwell=1, n_items=2, n_topics=3)
+    planted_world(seed=0, dwell=0, n_items=2, n_topics=3)
+
+
+def test_quality_is_the_spread_of_the_items():
+    one, none = (
+        planted_world(seed=0, rho=0.0, quality=q, n_impressions=20_000)
+        for q in (2.0, 0.0)
+    )
+    assert set(none.public_logit) == {-1.0}
+    _, first = np.unique(one.log.item, return_index=True)
+    quality = one.public_logit[first] + 1
+    assert abs(quality.std() / 2 - 1) < 5 / np.sqrt(2 * len(first))
+
+
+@given(seed=SEEDS, dwell=st.sampled_from([0, 3]), tick=st.sampled_from([1, 10 * DAY]))
+def test_absence_counts_the_events_since(seed, dwell, tick):
+    world = coarse(dwelling(seed, dwell), tick)
+    absence = world.absence(Histories.from_log(world.log))
+    log, topic = world.log, world.topic[world.log.item]
+    for row in np.random.default_rng(seed).choice(300, 5, replace=False):
+        earlier = (log.user == log.user[row]) & (log.timestamp < log.timestamp[row])
+        since = topic[earlier][::-1] == topic[row]  # newest first
+        assert absence[row] == (since.argmax() if since.any() else -1)
+
+
+@given(seed=SEEDS, known=st.integers(0, 9), tick=st.sampled_from([1, 10 * DAY]))
+def test_who_reads_fewer_events_than_the_absence_knows_nothing(seed, known, tick):
+    """Not even with qualities and segments: the guess is the one about a stranger."""
+    world = coarse(dwelling(seed), tick)
+    histories = Histories.from_log(world.log)
+    absence = world.absence(histories)
+    last, stranger = (world.best_guess(histories, n) for n in (known, 0))
+    away = (absence >= known) | (absence == -1)
+    assert (np.abs(last - stranger)[away] < 2e-8).all()  # each is good to 1e-8
+    assert (np.abs(last - stranger)[~away] > 1e-5).all()
+
+
 # --- the world -----------------------------------------------------------------------
 
 
@@ -193,9 +287,12 @@ def arrays(world):
     ]  # fmt: skip
 
 
-@given(seed=SEEDS)
-def test_equal_arguments_plant_equal_worlds(seed):
-    one, same, other = (planted_world(seed=s, **TINY) for s in (seed, seed, seed + 1))
+@given(seed=SEEDS, dwell=st.sampled_from([0, 5]))
+def test_equal_arguments_plant_equal_worlds(seed, dwell):
+    one, same, other = (
+        planted_world(seed=s, dwell=dwell, **TINY | dict(n_items=200))
+        for s in (seed, seed, seed + 1)
+    )
     assert all(map(np.array_equal, arrays(one), arrays(same)))
     assert one.private_strength == same.private_strength
     assert not np.array_equal(one.probability, other.probability)
