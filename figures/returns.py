@@ -70,9 +70,8 @@ class Dataset:
     world: PlantedWorld
     histories: Histories
     split: Split  # no user is in two parts
-    returned: (
-        np.ndarray
-    )  # [len(split.test)] bool: topic known, not by the last R events
+    # [len(split.test)] bool, rows whose topic is known, but not from the last R events
+    returned: np.ndarray
 
 
 @cache
@@ -129,12 +128,17 @@ def by_hand(world: PlantedWorld) -> DLRM:
         logit         (clicks + b m) / (n + b), up to a factor: see :func:`prior`
 
     The start event, weighed like b events, is all that shrinks a small sample. Nothing
-    is lost to the norms: what the first three read has two (one) ones and zeros, so
-    that they can be set to undo themselves, and the last leaves the ratios.
+    is lost to the norms. All vectors that one of the first three reads have one mean
+    and variance, so that it can be set to undo itself; the last one leaves the ratios.
 
-    Args:
-        world: of quality 0 and rho 0.
+    Raises:
+        ValueError: the world's quality or rho is not 0.
     """
+    if np.ptp(world.public_logit) > 0:
+        raise ValueError(
+            "items of this world differ, or segments do: counts are all there is to "
+            "know where quality 0 and rho 0 make them alike"
+        )
     log, k = world.log, int(world.topic.max()) + 1
     mean, worth = prior(world)
     d = k + 5
