@@ -53,12 +53,7 @@ class WithDiagonal(LimeXOR):
 
 MHA, XOR = "LIME-MHA", "LIME-XOR"
 RANKS = (1, 2, 4, 8, 32, 64)
-WIDTHS = (
-    1,
-    2,
-    4,
-    8,
-)  # in which items meet links; None, the width of all vectors, is 32
+WIDTHS = (1, 2, 4, 8)  # in which items meet links; unless given it is D
 
 MODELS: dict[str, Model] = {
     **{f"{MHA}, r = {r}": Model(low_rank(LimeMHA, r), AMORTIZED) for r in RANKS},
