@@ -14,17 +14,15 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch.profiler import profile
 
-from recsys_edu.batch import Request, random_request
+from figures.latency import request, world
 from recsys_edu.bench import compare, environment_card, ratio
 from recsys_edu.cost import count, nbytes
-from recsys_edu.data import InteractionLog
-from recsys_edu.data.synthetic import planted_world
 from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
 from recsys_edu.encoders.append import AppendEncoder
@@ -34,23 +32,12 @@ D, LAYERS, MICRO_BATCH = 64, 2, 256
 SIDE = 1024  # of the square product that a core's speed is measured by
 
 
-@cache
-def world() -> InteractionLog:
-    """A planted world's log with 5,000 items."""
-    return planted_world(seed=0, n_impressions=20_000, n_items=5_000).log
-
-
 def ranker() -> DLRM:
-    """A ranker with random weights over that world."""
+    """A ranker with random weights over a planted world."""
     log = world()
     torch.manual_seed(0)
     embeddings = Embeddings(log.users, log.items, log.n_actions, D)
     return DLRM(embeddings, AppendEncoder(D, layers=LAYERS)).eval()
-
-
-def request(n: int, m: int) -> Request:
-    """A random request of that world."""
-    return random_request(world(), n, m, seed=0)
 
 
 def amortization(model: DLRM) -> dict[str, object]:
@@ -105,11 +92,8 @@ def fraction_of_peak(model: DLRM) -> dict[str, object]:
 
 
 def peak_memory() -> dict[str, object]:
-    """Megabytes that 32,768 candidates at N = 1024 add to the model, in a new process.
-
-    Linux can forget a process's peak so far, which is what the difference is taken to.
-    """
-    if not Path("/proc/self/clear_refs").exists():
+    """Megabytes that 32,768 candidates at N = 1024 add to the model's own."""
+    if not can_measure_memory():
         print("\npeak memory: skipped, only Linux can measure it from inside")
         return {}
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -122,9 +106,22 @@ def _added_megabytes() -> float:
     torch.set_grad_enabled(False)
     model, at = ranker(), request(1024, 32_768)
     amortized(model, request(8, 8), micro_batch=8)  # libraries load on first use
+    return megabytes_added(lambda: amortized(model, at, micro_batch=MICRO_BATCH))
+
+
+def can_measure_memory() -> bool:
+    """Whether :func:`megabytes_added` works here."""
+    return Path("/proc/self/clear_refs").exists()
+
+
+def megabytes_added(run: Callable[[], object]) -> float:
+    """By how much ``run`` raises this process's memory above what it holds now.
+
+    Linux can forget a process's peak so far, which is what the difference is taken to.
+    """
     Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is held now
     before = _peak_megabytes()
-    amortized(model, at, micro_batch=MICRO_BATCH)
+    run()
     return _peak_megabytes() - before
 
 

@@ -8,7 +8,7 @@ impression with the last 50 events before it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache, partial
@@ -55,20 +55,44 @@ class Model:
     weight_decay: float = 0.1
     averaging: float = 0.995
 
+    def train(self, seed: int) -> tuple[DLRM, Fit]:
+        """Trains it until two epochs in a row are no better than the best."""
+        log, histories, split = dataset()
+        torch.manual_seed(seed)
+        embeddings = Embeddings(
+            log.users.without(*self.left_out), log.items, log.n_actions, D
+        )
+        ranker = DLRM(embeddings, self.encoder())
+        fitted = fit(
+            ranker,
+            log,
+            histories,
+            split,
+            seed=seed,
+            batching=self.batching,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            averaging=self.averaging,
+        )
+        return ranker, fitted
+
 
 def _transformer(encoder: type[HistoryEncoder], **options: bool) -> Callable:
     return partial(encoder, D, layers=2, heads=2, dropout=0.0, **options)
 
 
-def _low_rank(encoder: type[HistoryEncoder], **options: int) -> Callable:
-    return partial(encoder, D, r=R, heads=2, dropout=0.0, **options)
+def low_rank(
+    encoder: type[HistoryEncoder], r: int = R, **options: int | str
+) -> Callable[[], HistoryEncoder]:
+    """Makes an encoder that keeps r rows of a history."""
+    return partial(encoder, D, r=r, heads=2, dropout=0.0, **options)
 
 
 _CROSS = _transformer(AppendEncoder, causal=True)
 
 MODELS: dict[str, Model] = {
     "naive DLRM": Model(
-        lambda: None,
+        type(None),  # makes None, in any process
         partial(batches, batch_size=2048, max_events=0),
         learning_rate=2e-3,
         weight_decay=3.0,
@@ -87,11 +111,11 @@ MODELS: dict[str, Model] = {
     ),
     "append-cross, causal, amortized": Model(_CROSS, AMORTIZED),
     "HSTU": Model(_transformer(HSTU), AMORTIZED),
-    "LIME-MHA": Model(_low_rank(LimeMHA), AMORTIZED),
+    "LIME-MHA": Model(low_rank(LimeMHA), AMORTIZED),
     # Of three blocks, as in the paper, a prefix of the history has no links of its own.
-    "LIME-XOR": Model(_low_rank(LimeXOR, layers=2), AMORTIZED),
-    "truncated MHA": Model(_low_rank(TruncatedMHA), AMORTIZED),
-    "LREA": Model(_low_rank(LREA), AMORTIZED),
+    "LIME-XOR": Model(low_rank(LimeXOR, layers=2), AMORTIZED),
+    "truncated MHA": Model(low_rank(TruncatedMHA), AMORTIZED),
+    "LREA": Model(low_rank(LREA), AMORTIZED),
 }
 
 
@@ -103,29 +127,12 @@ def dataset() -> tuple[InteractionLog, Histories, Split]:
 
 
 def train(name: str, seed: int) -> tuple[DLRM, Fit]:
-    """Trains ``MODELS[name]`` until two epochs in a row are no better than the best.
+    """Trains ``MODELS[name]``, see :meth:`Model.train`.
 
     Raises:
         KeyError: there is no such model.
     """
-    model, (log, histories, split) = MODELS[name], dataset()
-    torch.manual_seed(seed)
-    embeddings = Embeddings(
-        log.users.without(*model.left_out), log.items, log.n_actions, D
-    )
-    ranker = DLRM(embeddings, model.encoder())
-    fitted = fit(
-        ranker,
-        log,
-        histories,
-        split,
-        seed=seed,
-        batching=model.batching,
-        learning_rate=model.learning_rate,
-        weight_decay=model.weight_decay,
-        averaging=model.averaging,
-    )
-    return ranker, fitted
+    return MODELS[name].train(seed)
 
 
 def assess(ranker: DLRM) -> dict[str, float]:
@@ -141,24 +148,33 @@ def assess(ranker: DLRM) -> dict[str, float]:
     return scores
 
 
-def runs(models: Sequence[str] = ()) -> Iterator[dict]:
-    """One row for each model (all, if none is named) and seed, as it is done.
+def runs(names: Sequence[str] = ()) -> Iterator[dict]:
+    """One row for each of :data:`MODELS`, see :func:`sweep`."""
+    return sweep(MODELS, names)
+
+
+def sweep(models: Mapping[str, Model], names: Sequence[str] = ()) -> Iterator[dict]:
+    """One row for each named model (all, if none is) and seed, as it is done.
 
     Raises:
-        KeyError: a model that there is not.
+        KeyError: a name that is not among the models.
     """
-    if unknown := set(models) - set(MODELS):
-        raise KeyError(f"no model {sorted(unknown)}; there are {list(MODELS)}")
-    jobs = [(name, seed) for name in models or MODELS for seed in SEEDS]
+    if unknown := set(names) - set(models):
+        raise KeyError(f"no model {sorted(unknown)}; there are {list(models)}")
     dataset()  # fetched once, here
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(_run, *job) for job in jobs]):
+        jobs = [
+            pool.submit(_run, name, models[name], seed)
+            for name in names or models
+            for seed in SEEDS
+        ]
+        for future in as_completed(jobs):
             yield future.result()
 
 
-def _run(name: str, seed: int) -> dict:
+def _run(name: str, model: Model, seed: int) -> dict:
     torch.set_num_threads(1)
-    ranker, fitted = train(name, seed)
+    ranker, fitted = model.train(seed)
     impressions = len(dataset()[2].train) * len(fitted.epochs)
     return {
         "model": name,

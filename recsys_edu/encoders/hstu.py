@@ -20,6 +20,10 @@ ROWS = 26
 """Buckets of a distance: the last begins at 2^25 - 1, which is a year of seconds."""
 
 
+CHUNK = 512
+"""Events that go through the blocks at a time."""
+
+
 def bucket(distance: Tensor) -> Tensor:
     """min(floor(log2(1 + distance)), 25) of integers; what is negative counts as 0."""
     edges = 2 ** torch.arange(1, ROWS, device=distance.device) - 1  # 1, 3, 7, ...
@@ -126,10 +130,20 @@ class HSTU(OneSequence):
         return items
 
     def encode_history(self, events: Events, context: Tensor) -> TimedCache:
-        """Request clock: the blocks over the history, their keys and values kept."""
-        k, v = self._keys_values(events.vectors, events.mask, events.timestamp)
+        """Request clock: the blocks over the history, their keys and values kept.
+
+        A long history goes through in chunks, each behind those before it: no tensor
+        is N x N, and most of the pairs that the causal mask forbids are never made.
+        """
+        kept = None
+        for first in range(0, max(events.mask.shape[1], 1), CHUNK):
+            chunk = slice(first, first + CHUNK)
+            mask, timestamp = (
+                known[:, : chunk.stop] for known in (events.mask, events.timestamp)
+            )
+            kept = self._keys_values(events.vectors[:, chunk], mask, timestamp, kept)
         allowed = readable(events.mask, events.visible)
-        return TimedCache(k, v, allowed, events.timestamp, events.now)
+        return TimedCache(*kept, allowed, events.timestamp, events.now)
 
     def extend(self, code: TimedCache, new: Events, context: Tensor) -> TimedCache:
         """Request clock: K new events through the blocks, O(l K d^2 + l K N d)."""

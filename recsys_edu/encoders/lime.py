@@ -217,12 +217,15 @@ class LimeXOR(Lime):
         layers: number of blocks; the paper has three.
     """
 
+    block: type[PointwiseBlock] = PointwiseBlock
+    """What a layer is made of."""
+
     def __init__(
         self, d: int, *, layers: int = 3, heads: int = 2, **links: Unpack[Links]
     ) -> None:
         super().__init__(d, **links)
         self.blocks = nn.ModuleList(
-            PointwiseBlock(d, heads, self.dropout.p) for _ in range(layers)
+            self.block(d, heads, self.dropout.p) for _ in range(layers)
         )
         for block in self.blocks:  # scores with variance 1, as between items and links
             for both in (block.gate_query.weight, block.key_value.weight):
@@ -244,7 +247,7 @@ class LimeXOR(Lime):
         r = len(self.links)
         mask = readable(events.mask, events.visible)  # [B, 1 or M, N]
         mask = mask.repeat_interleave(r, dim=1).unsqueeze(1)
-        count = mask.sum(-1).squeeze(1)
+        count = self.normaliser(mask.squeeze(1))
         links = self.contextual(context)
         links = links.repeat(1, count.shape[1] // r, 1)  # a set for each prefix
         x = self.dropout(events.vectors)
@@ -266,10 +269,18 @@ class LimeXOR(Lime):
                 "read every old one, from the second block on. Encode all of it again"
             )
         mask = new.mask[:, None, None, :]
-        count = code.count + new.mask.sum(-1, keepdim=True)
+        count = code.count + self.normaliser(new.mask).unsqueeze(-1)
         x, links = self.dropout(new.vectors), self.contextual(context)
         links, total = _read_events(self.blocks[0], links, x, mask, count, code.total)
         return self._code(links, total, count)
+
+    def normaliser(self, mask: Tensor) -> Tensor:
+        """What a link divides its sum by, if it is not 0: how many events it read.
+
+        Whatever else depends on the link's user alone would do: the norm behind it
+        divides by the size of what was read. [..., N] -> [...].
+        """
+        return mask.sum(-1)
 
     def _code(self, links: Tensor, total: Tensor, count: Tensor) -> PointwiseLinks:
         links = self.norm(links).unflatten(1, (-1, len(self.links)))

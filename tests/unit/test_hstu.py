@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from recsys_edu.attention.pointwise import PointwiseBlock, attend_pointwise
 from recsys_edu.cost import count
+from recsys_edu.encoders import hstu
 from recsys_edu.encoders.base import Events
 from recsys_edu.encoders.hstu import HSTU, RelativeBias, bucket, relation
 from recsys_edu.scoring.strategies import amortized, naive, single_pass
@@ -36,6 +37,20 @@ def make_hstu(d=8, layers=2, heads=2):
     for weight in encoder.parameters():
         torch.nn.init.normal_(weight, std=0.5)
     return encoder
+
+
+def pairs(run):
+    """The shape [B, Q, K] of every table of biases that is made while ``run`` runs."""
+    shapes, forward = [], RelativeBias.forward
+
+    def seen(self, rows):
+        shapes.append(tuple(rows.shape))
+        return forward(self, rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RelativeBias, "forward", seen)
+        run()
+    return shapes
 
 
 def make_events(n, d=8, *, now=10**6, seed=0):
@@ -207,6 +222,51 @@ def test_the_length_of_the_sequence_would_be_a_wrong_normaliser():
     assert (first(1, 6 + 1) - first(8, 6 + 8)).abs().max() > 1e-6
 
 
+# Chunks.
+
+
+@settings(max_examples=15)
+@given(
+    size=st.integers(0, 3),
+    chunk=st.integers(1, 9),
+    n=st.integers(0, 8),
+    seed=st.integers(0, 999),
+)
+def test_a_history_may_go_through_in_chunks(
+    ranker, draw_request, assert_same, size, chunk, n, seed
+):
+    """Padded on either side, shorter than a chunk, or empty."""
+    request = draw_request(seed, b=2, n=n, m=3)
+
+    def chunked(model):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(hstu, "CHUNK", chunk)
+            return model(request)
+
+    assert_same(chunked, lambda model: model(request), ranker("HSTU", size))
+
+
+def test_the_chunks_of_a_history_are_trained_as_one(monkeypatch):
+    encoder, events = make_hstu(layers=3), make_events(7)
+    items = torch.randn(1, 2, 8, dtype=torch.float64)
+
+    def gradients():
+        weights = tuple(encoder.parameters())
+        return torch.autograd.grad(encoder(events, None, items).sum(), weights)
+
+    whole = gradients()
+    monkeypatch.setattr(hstu, "CHUNK", 3)
+    for got, expected in zip(gradients(), whole, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_a_chunk_reads_the_events_up_to_its_own_end(monkeypatch):
+    """So nothing is N x N, and less than half of the pairs is made for nothing."""
+    monkeypatch.setattr(hstu, "CHUNK", 4)
+    shapes = pairs(lambda: make_hstu().encode_history(make_events(10), None))
+    assert shapes == [(1, 4, 4), (1, 4, 8), (1, 2, 10)]
+
+
 # Time.
 
 
@@ -346,16 +406,8 @@ def test_the_flops_of_each_clock_are_known(d, layers, heads, n, m):
 
 
 @torch.no_grad()
-def test_candidates_of_one_request_share_their_biases(monkeypatch):
+def test_candidates_of_one_request_share_their_biases():
     """One row of N for all of them: a look-up for each pair would cost M times that."""
-    encoder, events, shapes = make_hstu(), make_events(5), []
-    forward = RelativeBias.forward
-
-    def seen(self, rows):
-        shapes.append(tuple(rows.shape))
-        return forward(self, rows)
-
-    monkeypatch.setattr(RelativeBias, "forward", seen)
-    code = encoder.encode_history(events, None)
-    encoder.fuse(torch.randn(1, 64, 8, dtype=torch.float64), code)
-    assert shapes == [(1, 5, 5), (1, 1, 5), (1, 1, 5)]
+    encoder, code = make_hstu(), make_hstu().encode_history(make_events(5), None)
+    items = torch.randn(1, 64, 8, dtype=torch.float64)
+    assert pairs(lambda: encoder.fuse(items, code)) == [(1, 1, 5), (1, 1, 5)]

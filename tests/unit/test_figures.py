@@ -1,0 +1,130 @@
+"""What is recorded is what its name says: LIME's variants, and the timed work."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from figures import latency, links, quality, record
+from recsys_edu.attention.pointwise import PointwiseBlock
+from recsys_edu.encoders.base import Events
+from recsys_edu.encoders.lime import Lime, LimeXOR
+from recsys_edu.scoring.strategies import naive
+
+events = partial(torch.randn, 2, 5, 8, dtype=torch.float64)
+
+
+def encoder_of(kind, **options):
+    """In float64, its weights the same for every kind."""
+    torch.manual_seed(0)
+    encoder = kind(8, r=3, heads=2, **options).double().eval()
+    for weight in encoder.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    return encoder
+
+
+def links_of(encoder, vectors, context):
+    """L^P of histories without padding."""
+    mask = torch.ones(vectors.shape[:2], dtype=torch.bool)
+    return encoder.encode_history(Events(vectors, mask), context).links
+
+
+@torch.no_grad()
+def test_links_without_context_know_the_history_alone():
+    vectors, context, other = events(), events(), events()
+    for kind, same in ((links.LimeMHA, False), (links.Uncontextual, True)):
+        encoder = encoder_of(kind)
+        a, b = (links_of(encoder, vectors, user) for user in (context, other))
+        assert torch.equal(a, b) == same
+        assert not torch.equal(a, links_of(encoder, events(), context))
+
+
+@torch.no_grad()
+def test_the_norm_divides_out_what_a_sum_is_divided_by():
+    """But for the small constant in its denominator."""
+    vectors, context = events(), events()
+    encoders = [encoder_of(kind, layers=2) for kind in (LimeXOR, links.Summed)]
+    gaps = []
+    for eps in (1e-5, 1e-13):
+        for block in (block for encoder in encoders for block in encoder.blocks):
+            block.norm_read.eps = eps
+        mean, total = (links_of(encoder, vectors, context) for encoder in encoders)
+        gaps.append((mean - total).abs().max())
+    assert gaps[0] > 1e-4 > 1e-9 > gaps[1]
+
+
+def test_the_summed_variant_divides_by_one():
+    mask = torch.rand(2, 4, 5) < 0.5
+    assert (encoder_of(links.Summed).normaliser(mask) == 1).all()
+    assert torch.equal(encoder_of(LimeXOR).normaliser(mask), mask.sum(-1))
+
+
+@torch.no_grad()
+def test_the_diagonal_is_the_token_s_own_key_beside_the_others():
+    torch.manual_seed(0)
+    plain = PointwiseBlock(8, 2, dropout=0.0).double()
+    own = links.ReadsItself(8, 2, dropout=0.0).double()
+    own.load_state_dict(plain.state_dict())
+    x, k, v = events(), *plain.keys_values(events())
+    torch.testing.assert_close(own(x, k, v, None, 1), plain(x, k, v, None, 1, itself=0))
+    blocks = encoder_of(links.WithDiagonal, layers=2).blocks
+    assert all(type(block) is links.ReadsItself for block in blocks)
+
+
+@pytest.mark.parametrize("name", latency.ENCODERS)
+@torch.no_grad()
+def test_what_is_timed_are_the_ranker_s_scores(name):
+    at = latency.request(5, 7)
+    expected = naive(latency.ranker(name), at)
+    torch.testing.assert_close(latency.whole(name, at)(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", latency.ENCODERS)
+def test_the_timed_encoder_reads_all_candidates_and_no_item_tower(name, monkeypatch):
+    at, fused = latency.request(5, 3000), []
+    encoder = latency.ranker(name).encoder
+    monkeypatch.setattr(
+        encoder, "fuse", lambda items, code: fused.append(items.shape[1])
+    )
+    if isinstance(encoder, Lime):
+        index = latency.index(name)
+        monkeypatch.setattr(encoder, "encode_items", None)  # it looks them up
+        assert latency.index(name) is index
+    latency.encoder_alone(name, at)()
+    assert sum(fused) == 3000 and max(fused) <= latency.MICRO_BATCH[name]
+
+
+def test_every_size_of_every_sweep_is_a_row_and_ratios_are_to_lime(monkeypatch):
+    monkeypatch.setattr(latency, "SIZES", {"M": [2, 3], "N": [4], "qk": [8]})
+    monkeypatch.setattr(latency, "compare", partial(latency.compare, min_seconds=0))
+    rows = list(latency.runs())
+    models, parts = list(latency.ENCODERS), ("ranker", "encoder")
+    expected = [
+        *(("M", m, part, name) for m in (2, 3) for part in parts for name in models),
+        *(("N", 4, part, name) for part in parts for name in models),
+        *(("qk", 8, "ranker", name) for name in ("index", "no index")),
+    ]
+    where = [
+        tuple(row[key] for key in ("sweep", "size", "part", "model")) for row in rows
+    ]
+    assert where == expected
+    for row in rows:
+        if row["model"] in ("LIME-XOR", "index"):
+            assert row["times"] == row["times_low"] == row["times_high"] == 1
+    with pytest.raises(ValueError, match="all models at once"):
+        next(latency.runs(["HSTU"]))
+
+
+@pytest.mark.parametrize("module", [quality, links], ids=lambda module: module.__name__)
+def test_the_records_of_models_are_of_the_models_and_seeds_in_the_code(module):
+    runs = record.load(module.__name__.removeprefix("figures.")).runs
+    expected = {(name, seed) for name in module.MODELS for seed in quality.SEEDS}
+    assert set(zip(runs.model, runs.seed, strict=True)) == expected
+    assert len(runs) == len(expected)
+
+
+def test_the_recorded_latency_is_of_the_sizes_in_the_code():
+    runs = record.load("latency").runs
+    for sweep, sizes in latency.SIZES.items():
+        assert sorted(set(runs["size"][runs.sweep == sweep])) == sizes
+    assert set(runs.model) == {*latency.ENCODERS, "index", "no index"}
