@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from figures import returns
+from figures import record, returns
 from recsys_edu.batch import batches, user_batches
 from recsys_edu.data import Histories
 from recsys_edu.data.synthetic import planted_world
@@ -193,6 +193,43 @@ def test_returns_come_after_hundreds_of_events(data):
     assert data.returned.sum() > 500
 
 
+# --- the record ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return record.load("returns").runs
+
+
 def test_a_model_that_there_is_not_is_named():
     with pytest.raises(KeyError, match=r"no model \['BERT'\]; there are"):
         next(returns.runs(["BERT"]))
+
+
+def test_the_record_is_of_the_models_and_seeds_in_the_code(runs):
+    expected = {(name, seed) for name in returns.NAMES for seed in returns.SEEDS}
+    assert set(zip(runs.model, runs.seed, strict=True)) == expected
+    assert len(runs) == len(expected)
+
+
+def test_the_recorded_ceilings_are_those_of_the_code(runs):
+    """And the hand-set model's AUC with them: no training is in either."""
+    recorded = runs[runs.seed == 0].set_index("model")
+    for name in (*returns.CEILINGS, returns.BY_HAND):
+        row = next(returns.runs([name]))
+        for rows in ("auc_returned", "auc"):
+            assert abs(row[rows] - recorded[rows][name]) < 1e-3
+
+
+def test_what_was_recorded_keeps_to_the_ceilings(runs):
+    """As far as 300 users can tell: a ceiling bounds the mean over all users."""
+    auc = runs.pivot(index="seed", columns="model")
+    stranger, last, whole = returns.CEILINGS
+    assert (auc["auc_returned"][[stranger, last]] == 0.5).all(axis=None)
+    assert (auc["auc_returned"]["truncated MHA"] - 0.5).abs().max() < 0.05
+    for rows in ("auc_returned", "auc"):
+        gap = auc[rows, whole] - auc[rows, returns.BY_HAND]
+        assert gap.abs().max() < 0.003
+        for name in returns.MODELS:
+            assert (auc[rows, name] < auc[rows, whole] + 0.003).all()
+    assert (auc["auc_returned"]["LIME-MHA"] > 0.75).all()
