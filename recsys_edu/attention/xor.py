@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from recsys_edu.attention import masks
+from recsys_edu.attention.kernels import xor_attend
 from recsys_edu.attention.pointwise import PointwiseBlock
 
 
@@ -17,7 +18,7 @@ def xor_attention(
     events: Tensor,
     mask: Tensor,
     *,
-    form: Literal["linear", "dense"] = "linear",
+    form: Literal["linear", "fused", "dense"] = "linear",
 ) -> tuple[Tensor, Tensor]:
     """One pointwise block over N events and r links under the XOR mask.
 
@@ -32,9 +33,11 @@ def xor_attention(
     ========  ===============================================  =====================
     "dense"   [events; links] under the mask: the definition   heads (N + r)^2
     "linear"  two calls: links over events, events over links  N max(2 d, heads r)
+    "fused"   both in one pass over the events, on a GPU       2 N d
     ========  ===============================================  =====================
 
-    They are equal but for rounding; "dense" is the reference.
+    They are equal but for rounding; "dense" is the reference. "fused" is
+    :func:`~recsys_edu.attention.kernels.xor_attend`, which off a GPU reads twice too.
 
     Args:
         block: the weights.
@@ -49,6 +52,8 @@ def xor_attention(
     """
     if form == "dense":
         return _dense(block, links, events, mask)
+    if form == "fused":
+        return _fused(block, links, events, mask)
     allowed, n = mask[:, None, None, :], mask.sum(-1).clamp(min=1)[:, None, None, None]
     return (
         block(links, *block.keys_values(events), allowed, n),
@@ -59,6 +64,17 @@ def xor_attention(
 def read_links(block: PointwiseBlock, events: Tensor, links: Tensor) -> Tensor:
     """The events' half: [B, N, d] reading links [B, r, d], O(N d^2 + r N d)."""
     return block(events, *block.keys_values(links), None, links.shape[1])
+
+
+def _fused(
+    block: PointwiseBlock, links: Tensor, events: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    tokens = links, events
+    gates, queries = zip(*map(block.gate_queries, tokens), strict=True)
+    heads = [(q, *block.keys_values(x)) for q, x in zip(queries, tokens, strict=True)]
+    reads = xor_attend(*heads, mask)
+    links, events = map(block.update, tokens, gates, reads)
+    return links, events
 
 
 def _dense(

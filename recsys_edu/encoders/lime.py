@@ -20,7 +20,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Required, TypedDict, Unpack
+from typing import Literal, Required, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from recsys_edu.attention.pointwise import PointwiseBlock, attend_pointwise
 from recsys_edu.attention.softmax import CrossAttention, attend_lse, merge
-from recsys_edu.attention.xor import read_links
+from recsys_edu.attention.xor import read_links, xor_attention
 from recsys_edu.encoders.base import CannotExtend, Events, HistoryEncoder, readable
 from recsys_edu.tree import TensorTree
 
@@ -194,8 +194,8 @@ class LimeXOR(Lime):
 
         [L_i; E_i] = block_i([L_{i-1}; E_{i-1}]),  L_0 = L^C,   L^P = norm(L_l)
 
-    in the linear form of :func:`~recsys_edu.attention.xor.xor_attention`. In the last
-    block the links alone read, since nobody reads its events.
+    by :func:`~recsys_edu.attention.xor.xor_attention`. In the last block the links
+    alone read, since nobody reads its events.
 
     What a prefix of the history shares with the whole depends on the number of blocks,
     by who has read whom. E_0 is what happened, and E_1 has read L^C, which knows no
@@ -215,15 +215,26 @@ class LimeXOR(Lime):
 
     Args:
         layers: number of blocks; the paper has three.
+        form: "fused" reads the events once in each block before the last, on a GPU and
+            where no ``visible`` asks for prefixes, by
+            :func:`~recsys_edu.attention.xor.xor_attention`: with this block and this
+            normaliser, not with those of a subclass.
     """
 
     block: type[PointwiseBlock] = PointwiseBlock
     """What a layer is made of."""
 
     def __init__(
-        self, d: int, *, layers: int = 3, heads: int = 2, **links: Unpack[Links]
+        self,
+        d: int,
+        *,
+        layers: int = 3,
+        heads: int = 2,
+        form: Literal["linear", "fused"] = "linear",
+        **links: Unpack[Links],
     ) -> None:
         super().__init__(d, **links)
+        self.form = form
         self.blocks = nn.ModuleList(
             self.block(d, heads, self.dropout.p) for _ in range(layers)
         )
@@ -253,6 +264,9 @@ class LimeXOR(Lime):
         x = self.dropout(events.vectors)
         *blocks, last = self.blocks
         for block in blocks:
+            if self.form == "fused" and events.visible is None:
+                links, x = xor_attention(block, links, x, events.mask, form="fused")
+                continue
             # With prefixes there is one such block, before which all sets are L^C.
             read = read_links(block, x, links[:, :r])
             links, x = _read_events(block, links, x, mask, count)[0], read

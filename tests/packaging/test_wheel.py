@@ -124,8 +124,14 @@ def test_importing_the_package_imports_nothing_else(python: Path) -> None:
 
 
 def test_every_module_imports_alone_and_offline(python: Path) -> None:
-    """Each in a process of its own, so that none leans on what another imported."""
-    names = [".".join(path.with_suffix("").parts) for path in MODULES]
+    """Each in a process of its own, so that none leans on what another imported.
+
+    But for Triton kernels: the package does not require Triton, and imports them once
+    it has found it.
+    """
+    modules = [path for path in MODULES if not path.stem.endswith("_triton")]
+    assert len(modules) < len(MODULES)
+    names = [".".join(path.with_suffix("").parts) for path in modules]
     script = f"""
 import importlib, json, os, sys, traceback
 import torch  # once: every child inherits it

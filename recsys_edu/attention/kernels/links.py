@@ -1,0 +1,77 @@
+"""Fused link scoring: an item's row of the link index, times the user's links."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from recsys_edu.attention.kernels.forms import Form, backward_asked, takes_triton
+from recsys_edu.cost.clocks import Cost
+
+
+def fuse_links(
+    weights: Tensor,
+    items: Tensor,
+    links: Tensor,
+    *,
+    scale: Tensor | None = None,
+    form: Form = "auto",
+) -> Tensor:
+    """Candidate clock: h[m] = sum over j of W[item[m], j] L^P[j], O(r d) a candidate.
+
+    The reference looks the rows up, which writes [B, M, r], and multiplies, which reads
+    it. The kernel multiplies a block of rows as it gathers them. It is for serving: it
+    passes no gradient, and "auto" takes the reference where one is asked for.
+
+    **Whether an item is in the index is the caller's to check**, before the ids go to
+    the GPU, say, as :class:`~recsys_edu.scoring.link_index.LinkIndex` does. What comes
+    of an id outside of the table is undefined; a row that holds no item gives NaN.
+
+    **Bytes**: :func:`fuse_links_cost`.
+
+    Args:
+        weights: [I, r] the table of a link index, on the device of the links: a float
+            type, or int8 with its ``scale``. Rows are taken to the type of the links.
+        items: [B, M] int64.
+        links: [B, r, d] L^P, of float32, bfloat16 or float16 for the kernel.
+        scale: [I] float32, what a row of an int8 table is multiplied with.
+        form: see :mod:`recsys_edu.attention.kernels`.
+
+    Returns:
+        [B, M, d] in the type of the links.
+
+    Raises:
+        ValueError: ``form`` is "triton" and it cannot run here.
+    """
+    if takes_triton(form, links, obstacle=backward_asked(weights, links)):
+        from recsys_edu.attention.kernels.links_triton import launch
+
+        return launch(weights, items, links, scale)
+    rows = weights[items]
+    if scale is not None:
+        rows = rows * scale[items].unsqueeze(-1)
+    return rows.to(links.dtype) @ links
+
+
+def fuse_links_cost(
+    batch: int,
+    m: int,
+    r: int,
+    d: int,
+    weight: torch.dtype,
+    out: torch.dtype,
+) -> Cost:
+    """What the kernel behind :func:`fuse_links` does and moves.
+
+    ::
+
+        FLOPs   B 2 M r d
+        bytes   B (M (8 + r w + 4 [int8] + d o) + r d o)
+
+    with w and o the bytes of a ``weight`` and of an ``out`` number. A row of an int8
+    table brings its float32 scale. Each row counts as read from memory, also where a
+    cache holds it since another candidate asked for the same item.
+    """
+    row = r * weight.itemsize + 4 * (weight == torch.int8)
+    moved = m * (8 + row + d * out.itemsize) + r * d * out.itemsize
+    return Cost(batch * 2 * m * r * d, batch * moved)
