@@ -36,9 +36,10 @@ class Record:
     def __str__(self) -> str:
         machine = self.provenance
         days, commits = (sorted(set(self.runs[key])) for key in ("date", "commit"))
+        gpu = "" if machine["gpu"] == "none" else f"{machine['gpu']} and "
         return (
             f"{len(self.runs)} runs, recorded on {', '.join(days)} with torch "
-            f"{machine['torch']} on {machine['cpu']}, {machine['torch threads']} "
+            f"{machine['torch']} on {gpu}{machine['cpu']}, {machine['torch threads']} "
             f"thread(s), at commit {', '.join(commits)}."
         )
 

@@ -7,11 +7,14 @@ down for a while slows all of them, and a ratio is taken within each round.
 
 import os
 import platform
+import shutil
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -146,10 +149,14 @@ def _synchronize() -> None:
 
 
 def environment() -> dict[str, str | int]:
-    """What a timing depends on, without anything that names the machine or its user."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    """What a timing depends on, without anything that names the machine or its user.
+
+    With a GPU, also its driver, and the CUDA and Triton that PyTorch uses.
+    """
+    gpu = torch.cuda.is_available()
     return {
-        "gpu": gpu,
+        "gpu": torch.cuda.get_device_name() if gpu else "none",
+        **(_gpu_software() if gpu else {}),
         "cpu": _cpu_model(),
         "cores": _usable_cores(),
         "torch threads": torch.get_num_threads(),
@@ -163,6 +170,29 @@ def environment_card() -> str:
     """`environment()` as a Markdown table."""
     rows = [f"| {name} | {value} |" for name, value in environment().items()]
     return "\n".join(["| | this machine |", "| --- | --- |", *rows])
+
+
+def _gpu_software() -> dict[str, str]:
+    return {
+        "driver": _driver(),
+        "cuda": torch.version.cuda or "none",
+        "triton": _version("triton"),
+    }
+
+
+def _driver() -> str:
+    if shutil.which("nvidia-smi") is None:  # PyTorch does not tell
+        return "unknown"
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True)
+    return done.stdout.split()[0] if done.returncode == 0 else "unknown"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
 
 
 def _cpu_model() -> str:

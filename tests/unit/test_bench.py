@@ -148,3 +148,23 @@ def test_humanize(value, unit, text):
 
 def test_a_timing_of_many_ticks_divides_into_one_tick():
     assert (Timing((2.0, 4.0, 6.0), repeats=3) / 4).samples == (0.5, 1.0, 1.5)
+
+
+def test_a_gpu_comes_with_its_driver_and_compilers(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "abacus")
+    monkeypatch.setattr(bench, "_version", {"triton": "1.2"}.get)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    env = environment()
+    assert (env["gpu"], env["driver"], env["triton"]) == ("abacus", "unknown", "1.2")
+    assert env["cuda"] == (torch.version.cuda or "none")
+    tool = tmp_path / "nvidia-smi"
+    for script, driver in (("echo 570.1", "570.1"), ("echo no; exit 9", "unknown")):
+        tool.write_text(f"#!/bin/sh\n{script}\n")
+        tool.chmod(0o755)
+        assert environment()["driver"] == driver
+
+
+def test_a_package_that_is_not_there_has_no_version():
+    assert bench._version("no-such-package") == "none"
+    assert bench._version("torch") == torch.__version__

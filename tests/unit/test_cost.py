@@ -20,6 +20,7 @@ from recsys_edu.cost import (
     Device,
     binding_roof,
     count,
+    data_sheet,
     hardware,
     measure_this_machine,
     nbytes,
@@ -331,20 +332,29 @@ def test_cards_know_their_peaks():
         roofline_seconds(Cost(1, 1), DEVICES["T4"], torch.bfloat16)
 
 
+def test_a_card_is_known_by_the_name_its_driver_gives_it():
+    assert data_sheet("Tesla T4") is DEVICES["T4"]
+    assert data_sheet("NVIDIA H100 80GB HBM3") is DEVICES["H100 SXM"]
+    assert data_sheet("NVIDIA H100 PCIe") is None  # of another bandwidth
+
+
 def test_measuring_turns_times_into_rates(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
-    def compare(fns, **_):
+    def compare(fns, timer, **_):
+        assert timer is sum  # the one that was given
         for fn in fns.values():
             fn()
         return {
-            "product": bench.Timing((2.0,), repeats=1),
+            "torch.float32": bench.Timing((2.0,), repeats=1),
+            "torch.bfloat16": bench.Timing((0.25,), repeats=1),
             "copy": bench.Timing((0.5,), repeats=1),
         }
 
     monkeypatch.setattr(hardware.bench, "compare", compare)
-    device = measure_this_machine()
+    device = measure_this_machine(dtypes=(torch.float32, torch.bfloat16), timer=sum)
     assert device.peak() == 2 * 1024**3 / 2.0
+    assert device.peak(torch.bfloat16) == 2 * 1024**3 / 0.25
     assert device.bandwidth == 2 * 2**26 / 0.5
     assert device.source == "measured here: 1024 x 1024 product, 64 MiB copy"
 

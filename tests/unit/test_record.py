@@ -79,3 +79,9 @@ def test_runs_of_two_environments_are_not_mixed(folder, monkeypatch):
 def test_a_model_that_there_is_not_is_named(folder, monkeypatch):
     with pytest.raises(KeyError, match=r"no model \['BERT'\]; there are"):
         next(quality.runs(["BERT"]))
+
+
+def test_a_record_made_on_a_gpu_names_it(folder, monkeypatch):
+    monkeypatch.setattr(record, "environment", lambda: environment() | {"gpu": "T4"})
+    record.save("toy", [{"date": "2026-01-02", "commit": "abc"}])
+    assert "on T4 and" in str(record.load("toy"))
