@@ -53,8 +53,9 @@ class _NotebookBar(_Bar):
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         from IPython.display import HTML, display
 
-        unit, scaled = self.unit.strip(), tqdm.format_sizeof(self.n)
-        done = f"{scaled}{unit}" if self.unit_scale else f"{self.n} {unit}"
+        done = f"{self.n} {self.unit.strip()}"
+        if self.unit_scale:  # "1.05MB", "1.68k items"
+            done = tqdm.format_sizeof(self.n) + self.unit
         elapsed = tqdm.format_interval(self.format_dict["elapsed"])
         text = ", ".join(filter(None, [done, elapsed, self.postfix]))
         bar = f'<progress max="{self.total or 1}" value="{self.n}"'

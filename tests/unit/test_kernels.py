@@ -546,6 +546,12 @@ def test_a_query_without_keys_reads_zero_whatever_pytorch_makes_of_it(monkeypatc
     assert (got[0] == 0).all() and got[1].isnan().all()
 
 
+def test_flex_says_that_it_has_no_backward_pass():
+    q, k, v, mask, _ = candidate_inputs(1, b=2, heads=1, m=3, n=9, dh=16)
+    with pytest.raises(ValueError, match="no backward pass here: take 'sdpa'"):
+        candidate_attention(q.requires_grad_(), k, v, mask, kind="softmax", form="flex")
+
+
 def test_a_block_mask_asks_for_blocks_that_hold_a_key():
     mask = torch.zeros(3, 300, dtype=torch.bool, device=DEVICE)
     mask[0, :10] = mask[1, 280:] = mask[1, 5] = True

@@ -107,6 +107,10 @@ with progress(
     time.sleep(0.11)
     bar.update(1 << 20)
 """,
+    "thousands": """
+with progress(total=1682, unit=" items", unit_scale=True) as bar:
+    bar.update(1682)
+""",
     "no total": """
 with progress(unit="B", unit_scale=True) as bar:
     bar.update(1500)
@@ -133,6 +137,7 @@ EXPECTED = {
     "error": [("", "10", "2", "2 it")],
     "epochs": [("", "20", "5", "5 epochs")],
     "bytes": [("ml-100k", "3145728", "3145728", "3.15MB")],
+    "thousands": [("", "1682", "1682", "1.68k items")],
     "no total": [("", "1", "1500", "1.50kB")],
     "nested": [("outer", "2", "2", "2 it")],
     "before it moves": [("waiting", "3", "0", "0 it")],
