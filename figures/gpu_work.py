@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from figures.latency import ENCODERS, LAYERS, D, R
+from figures.latency import ENCODERS, LAYERS, D, R, world
 from recsys_edu.attention import kernels
 from recsys_edu.attention.heads import split_heads
 from recsys_edu.attention.kernels import (
@@ -30,8 +30,6 @@ from recsys_edu.attention.kernels import (
 )
 from recsys_edu.batch import Request, random_request
 from recsys_edu.cost import Cost, count, nbytes
-from recsys_edu.data import InteractionLog
-from recsys_edu.data.synthetic import planted_world
 from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
 from recsys_edu.encoders.base import Events
@@ -224,6 +222,15 @@ def enough(make: Callable[[], tuple]) -> list[tuple]:
     return [first, *(make() for _ in range(min(15, 2 * cache // nbytes(first))))]
 
 
+def in_three_forms(plan: Plan, run: Callable) -> dict[str, Callable]:
+    """A function with a kernel behind it: plain, compiled, and by the kernel."""
+    return {
+        "eager": partial(run, form="reference"),
+        "compile": plan.compile(lambda *tensors: run(*tensors, form="reference")),
+        "triton": partial(run, form="triton"),
+    }
+
+
 def _xor_inputs(plan: Plan, n: int, dtype: torch.dtype) -> tuple:
     mask = torch.rand(plan.batch, n, device=device()) < 0.9
     return *tokens(plan.batch, R, dtype), *tokens(plan.batch, n, dtype), mask
@@ -245,11 +252,7 @@ def xor_forward(plan: Plan, n: int, dtype: torch.dtype) -> Piece:
     exact = eager(*(x.double() if x.is_floating_point() else x for x in few))
     truth = Truth.between(_few_requests, eager(*few), exact)
     cost = xor_attend_cost(plan.batch, HEADS, n, R, DH, dtype.itemsize)
-    runs = {
-        "eager": eager,
-        "compile": plan.compile(lambda *tensors: _xor(*tensors, form="reference")),
-        "triton": partial(_xor, form="triton"),
-    }
+    runs = in_three_forms(plan, _xor)
     forms = {name: Form(run, truth, cost) for name, run in runs.items()}
     return Piece(forms, dtype, inputs)
 
@@ -276,11 +279,7 @@ def xor_training(plan: Plan, n: int, dtype: torch.dtype) -> Piece:
     truth = Truth.between(_few_requests, step(eager, *few), step(eager, *double))
     shape = plan.batch, HEADS, n, R, DH, dtype.itemsize
     cost = xor_attend_cost(*shape) + xor_attend_cost(*shape, backward=True)
-    runs = {
-        "eager": eager,
-        "compile": plan.compile(lambda *tensors: _xor(*tensors, form="reference")),
-        "triton": partial(_xor, form="triton"),
-    }
+    runs = in_three_forms(plan, _xor)
     forms = {name: Form(partial(step, run), truth, cost) for name, run in runs.items()}
     return Piece(forms, dtype, inputs)
 
@@ -320,11 +319,7 @@ def link_scoring(plan: Plan, m: int, table: torch.dtype) -> Piece:
         [rows @ vectors.double()],
     )
     cost = fuse_links_cost(1, m, R, D, table, dtype)
-    runs = {
-        "eager": partial(run, form="reference"),
-        "compile": plan.compile(lambda items, links: run(items, links, "reference")),
-        "triton": partial(run, form="triton"),
-    }
+    runs = in_three_forms(plan, run)
     forms = {name: Form(run, truth, cost) for name, run in runs.items()}
     return Piece(forms, dtype, inputs)
 
@@ -390,22 +385,12 @@ def pointwise(plan: Plan, n: int, m: int, dtype: torch.dtype) -> Piece:
         *given, n, bias = tensors
         return candidate_attention(*given, kind="pointwise", n=n, bias=bias, form=form)
 
-    forms = {
-        "eager": partial(run, form="reference"),
-        "compile": plan.compile(lambda *tensors: run(*tensors, form="reference")),
-        "triton": partial(run, form="triton"),
-    }
+    forms = in_three_forms(plan, run)
     cost = pointwise_cost(1, HEADS, m, n, DH, dtype.itemsize, bias=HEADS * n)
     return _attention(m, n, dtype, cost, forms, count, bias)
 
 
 # --- whole requests -------------------------------------------------------------------
-
-
-@cache
-def world(items: int) -> InteractionLog:
-    """A planted world's log with so many items."""
-    return planted_world(seed=0, n_impressions=1000, n_items=items).log
 
 
 @cache

@@ -51,9 +51,9 @@ Run = Callable[[], object]
 
 
 @cache
-def world() -> InteractionLog:
-    """A planted world's log with 5,000 items."""
-    return planted_world(seed=0, n_impressions=20_000, n_items=5_000).log
+def world(items: int = 5_000) -> InteractionLog:
+    """A planted world's log with so many items."""
+    return planted_world(seed=0, n_impressions=20_000, n_items=items).log
 
 
 @cache

@@ -10,6 +10,12 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
+def split_pair(x: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Two projections side by side, [B, T, 2 d] -> two of [B, heads, T, d / heads]."""
+    first, second = x.chunk(2, dim=-1)
+    return split_heads(first, heads), split_heads(second, heads)
+
+
 def join_heads(x: Tensor) -> Tensor:
     """What the heads read, [B, heads, T, dh] -> [B, T, heads dh]."""
     return x.transpose(1, 2).flatten(-2)

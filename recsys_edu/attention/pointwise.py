@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recsys_edu.attention.heads import join_heads, split_heads
+from recsys_edu.attention.heads import join_heads, split_heads, split_pair
 
 
 def attend_pointwise(
@@ -66,8 +66,7 @@ class PointwiseBlock(nn.Module):
 
     def keys_values(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [B, T, d] -> keys and values, each [B, heads, T, d / heads]."""
-        k, v = F.silu(self.key_value(self.norm(y))).chunk(2, dim=-1)
-        return split_heads(k, self.heads), split_heads(v, self.heads)
+        return split_pair(F.silu(self.key_value(self.norm(y))), self.heads)
 
     def forward(
         self,

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recsys_edu.attention.heads import join_heads, split_heads
+from recsys_edu.attention.heads import join_heads, split_heads, split_pair
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -107,8 +107,7 @@ class CrossAttention(nn.Module):
 
     def keys_values(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [B, T, d] -> keys and values, each [B, heads, T, d / heads]."""
-        k, v = self.key_value(self.norm_key(y)).chunk(2, dim=-1)
-        return split_heads(k, self.heads), split_heads(v, self.heads)
+        return split_pair(self.key_value(self.norm_key(y)), self.heads)
 
     def update(self, read: Tensor) -> Tensor:
         """What was read [B, heads, T, d / heads] -> [B, T, d]."""
@@ -140,8 +139,7 @@ class TransformerBlock(nn.Module):
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [B, T, d] -> keys and values, each [B, heads, T, d / heads]."""
-        k, v = self.key_value(self.norm_attention(x)).chunk(2, dim=-1)
-        return split_heads(k, self.heads), split_heads(v, self.heads)
+        return split_pair(self.key_value(self.norm_attention(x)), self.heads)
 
     def forward(
         self,
