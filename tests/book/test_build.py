@@ -152,11 +152,11 @@ def test_the_key_covers_all_that_a_result_depends_on(checkout: Checkout) -> None
     (chapter,) = build.chapters()
     keys = {build.key(chapter)}
 
-    (checkout.root / "figures").mkdir()
+    (checkout.root / "figures" / "recorded").mkdir(parents=True)
     for number, path in enumerate(
         [
             "recsys_edu/new.py",
-            "figures/new.py",
+            "figures/recorded/new.json",
             "constraints.txt",
             "chapters/00_tiny.ipynb",
         ]

@@ -14,11 +14,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("recsys_edu", "figures")
-MODULES = [
-    path.relative_to(ROOT) for p in PACKAGES for path in (ROOT / p).rglob("*.py")
+MODULES = [path.relative_to(ROOT) for path in (ROOT / "recsys_edu").rglob("*.py")]
+RECORDS = [
+    Path("recsys_edu/experiments/recorded") / path.name
+    for path in ROOT.glob("figures/recorded/*.json")
 ]
-RECORDS = [path.relative_to(ROOT) for path in ROOT.glob("figures/recorded/*.json")]
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from functools import partial
 import pytest
 import torch
 
-from figures import latency, links, quality, record
 from recsys_edu.attention.pointwise import PointwiseBlock
 from recsys_edu.encoders.base import Events
 from recsys_edu.encoders.lime import Lime, LimeXOR
+from recsys_edu.experiments import latency, quality, record, variants
 from recsys_edu.scoring.strategies import naive
 
 events = partial(torch.randn, 2, 5, 8, dtype=torch.float64)
@@ -32,7 +32,7 @@ def links_of(encoder, vectors, context):
 @torch.no_grad()
 def test_links_without_context_know_the_history_alone():
     vectors, context, other = events(), events(), events()
-    for kind, same in ((links.LimeMHA, False), (links.Uncontextual, True)):
+    for kind, same in ((variants.LimeMHA, False), (variants.Uncontextual, True)):
         encoder = encoder_of(kind)
         a, b = (links_of(encoder, vectors, user) for user in (context, other))
         assert torch.equal(a, b) == same
@@ -43,7 +43,7 @@ def test_links_without_context_know_the_history_alone():
 def test_the_norm_divides_out_what_a_sum_is_divided_by():
     """But for the small constant in its denominator."""
     vectors, context = events(), events()
-    encoders = [encoder_of(kind, layers=2) for kind in (LimeXOR, links.Summed)]
+    encoders = [encoder_of(kind, layers=2) for kind in (LimeXOR, variants.Summed)]
     gaps = []
     for eps in (1e-5, 1e-13):
         for block in (block for encoder in encoders for block in encoder.blocks):
@@ -55,7 +55,7 @@ def test_the_norm_divides_out_what_a_sum_is_divided_by():
 
 def test_the_summed_variant_divides_by_one():
     mask = torch.rand(2, 4, 5) < 0.5
-    assert (encoder_of(links.Summed).normaliser(mask) == 1).all()
+    assert (encoder_of(variants.Summed).normaliser(mask) == 1).all()
     assert torch.equal(encoder_of(LimeXOR).normaliser(mask), mask.sum(-1))
 
 
@@ -63,12 +63,12 @@ def test_the_summed_variant_divides_by_one():
 def test_the_diagonal_is_the_token_s_own_key_beside_the_others():
     torch.manual_seed(0)
     plain = PointwiseBlock(8, 2, dropout=0.0).double()
-    own = links.ReadsItself(8, 2, dropout=0.0).double()
+    own = variants.ReadsItself(8, 2, dropout=0.0).double()
     own.load_state_dict(plain.state_dict())
     x, k, v = events(), *plain.keys_values(events())
     torch.testing.assert_close(own(x, k, v, None, 1), plain(x, k, v, None, 1, itself=0))
-    blocks = encoder_of(links.WithDiagonal, layers=2).blocks
-    assert all(type(block) is links.ReadsItself for block in blocks)
+    blocks = encoder_of(variants.WithDiagonal, layers=2).blocks
+    assert all(type(block) is variants.ReadsItself for block in blocks)
 
 
 @pytest.mark.parametrize("name", latency.ENCODERS)
@@ -115,9 +115,11 @@ def test_every_size_of_every_sweep_is_a_row_and_ratios_are_to_lime(monkeypatch):
         next(latency.runs(["HSTU"]))
 
 
-@pytest.mark.parametrize("module", [quality, links], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [quality, variants], ids=lambda module: module.__name__
+)
 def test_the_records_of_models_are_of_the_models_and_seeds_in_the_code(module):
-    runs = record.load(module.__name__.removeprefix("figures.")).runs
+    runs = record.load(module.__name__.rpartition(".")[-1]).runs
     expected = {(name, seed) for name in module.MODELS for seed in quality.SEEDS}
     assert set(zip(runs.model, runs.seed, strict=True)) == expected
     assert len(runs) == len(expected)

@@ -1,4 +1,4 @@
-"""What scoring costs: ``python -m benchmarks.scoring`` prints three tables and JSON.
+"""What scoring costs: ``python -m recsys_edu.experiments scoring`` prints three tables and JSON.
 
 1. naive over amortized, the whole ranker, at N = 256, M = 512;
 2. the request and the candidate clock at N = 1024, M = 4096, as a fraction of the
@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 from torch.profiler import profile
 
-from figures.latency import request, world
 from recsys_edu.bench import compare, environment_card, ratio
 from recsys_edu.cost import count, nbytes
 from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
 from recsys_edu.encoders.append import AppendEncoder
+from recsys_edu.experiments.latency import request, world
 from recsys_edu.scoring.strategies import amortized, naive
 
 D, LAYERS, MICRO_BATCH = 64, 2, 256

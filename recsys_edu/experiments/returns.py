@@ -4,7 +4,7 @@ A planted world in which a user stays with a topic for :data:`DWELL` impressions
 comes back to it after all others. On the first row of a return, the last r events are
 about something else: whoever reads them alone knows what a stranger knows. r links can
 know all there is to know: :func:`by_hand` sets the weights of a LIME-MHA that does.
-What training finds, ``python -m figures.record returns`` records.
+What training finds, ``python -m recsys_edu.experiments returns`` records.
 """
 
 from __future__ import annotations

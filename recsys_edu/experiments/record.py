@@ -1,6 +1,6 @@
 """Records long runs as JSON, and reads the records back.
 
-``python -m figures.record quality`` runs :mod:`figures.quality` again and replaces
+``python -m recsys_edu.experiments quality`` runs :mod:`recsys_edu.experiments.quality` again and replaces
 ``figures/recorded/quality.json``; with names of models behind it, only their runs. A
 record is a list of runs, one row each, and the machine they ran on. It is written after
 every run, so that a kill loses one.
@@ -23,7 +23,9 @@ from recsys_edu.bench import environment
 from recsys_edu.files import written_whole
 from recsys_edu.progress import progress
 
-FOLDER = Path(__file__).parent / "recorded"
+_INSTALLED = Path(__file__).parent / "recorded"  # the wheel carries the records here
+_CHECKOUT = Path(__file__).parents[2] / "figures" / "recorded"
+FOLDER = _INSTALLED if _INSTALLED.exists() else _CHECKOUT
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,9 @@ def load(name: str) -> Record:
     """
     path = FOLDER / f"{name}.json"
     if not path.exists():
-        raise FileNotFoundError(f"no record: run `python -m figures.record {name}`")
+        raise FileNotFoundError(
+            f"no record: run `python -m recsys_edu.experiments {name}`"
+        )
     record = json.loads(path.read_text())
     return Record(pd.DataFrame(record["runs"]), record["provenance"])
 
@@ -87,7 +91,7 @@ def kept(name: str, models: list[str]) -> list[dict]:
     if recorded.provenance != environment():
         raise ValueError(
             f"{name} was recorded in another environment, {recorded.provenance}: "
-            f"record all of it again with `python -m figures.record {name}`"
+            f"record all of it again with `python -m recsys_edu.experiments {name}`"
         )
     others = ~recorded.runs.model.isin(models)
     return recorded.runs[others].to_dict("records")
@@ -97,18 +101,16 @@ def main() -> None:
     """Runs a module of this folder and records what its ``runs(models)`` yields."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "name", help="a module of figures/ with runs(), such as quality"
+        "name", help="a module of recsys_edu/experiments/ with runs(), such as quality"
     )
     parser.add_argument("models", nargs="*", help="record these alone; all if none")
     given = parser.parse_args()
     torch.set_num_threads(1)  # of every run: what is recorded fits any machine's cores
-    runs = importlib.import_module(f"figures.{given.name}").runs(given.models)
+    runs = importlib.import_module(f"recsys_edu.experiments.{given.name}").runs(
+        given.models
+    )
     done = kept(given.name, given.models) if given.models else []
     here = origin()  # before the record itself makes the tree differ from its commit
     for run in progress(runs, unit=" runs"):
         done.append(run | here)
         save(given.name, done)
-
-
-if __name__ == "__main__":
-    main()

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from figures import quality, record
 from recsys_edu.bench import environment
+from recsys_edu.experiments import quality, record
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_a_record_has_a_run_a_line_and_leaves_no_other_file(folder):
 
 
 def test_a_missing_record_names_the_command_that_makes_it(folder):
-    with pytest.raises(FileNotFoundError, match=r"python -m figures\.record toy"):
+    with pytest.raises(FileNotFoundError, match=r"python -m recsys_edu\.experiments toy"):
         record.load("toy")
 
 

@@ -1,6 +1,6 @@
 """What a request costs, against M, N and the width in which items meet links.
 
-``python -m figures.record latency`` times rankers with random weights on one CPU
+``python -m recsys_edu.experiments latency`` times rankers with random weights on one CPU
 thread, as LIME's first figure does on its authors' machines: d = 64, two layers or
 blocks, r = 32, float32. HSTU and append-cross are scored by M-FALCON, LIME by a link
 index. At each size all of them take turns, so that their ratios share a machine.

@@ -1,6 +1,6 @@
 """Ranking quality of every encoder on MovieLens-100K, over seeds.
 
-``python -m figures.record quality`` trains each of :data:`MODELS` with five seeds, as
+``python -m recsys_edu.experiments quality`` trains each of :data:`MODELS` with five seeds, as
 many at a time as there are cores, one thread each. All are scored alike: each test
 impression with the last 50 events before it.
 """

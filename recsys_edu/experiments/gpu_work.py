@@ -1,7 +1,7 @@
-"""What :mod:`figures.gpu` measures: pieces of work, each in several forms.
+"""What :mod:`recsys_edu.experiments.gpu` measures: pieces of work, each in several forms.
 
 Random weights and inputs, as shapes matter here and content does not; d = 64 in two
-heads, two layers or blocks, r = 32, as in :mod:`figures.latency`.
+heads, two layers or blocks, r = 32, as in :mod:`recsys_edu.experiments.latency`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from figures.latency import ENCODERS, LAYERS, D, R, world
 from recsys_edu.attention import kernels
 from recsys_edu.attention.heads import split_heads
 from recsys_edu.attention.kernels import (
@@ -34,6 +33,7 @@ from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
 from recsys_edu.encoders.base import Events
 from recsys_edu.encoders.lime import Lime, LimeXOR, LinkCode
+from recsys_edu.experiments.latency import ENCODERS, LAYERS, D, R, world
 from recsys_edu.scoring.link_index import LinkIndex
 from recsys_edu.scoring.strategies import amortized, links, naive
 from recsys_edu.tree import TensorTree

@@ -1,6 +1,6 @@
 """What each choice in LIME is worth on MovieLens-100K, over seeds.
 
-``python -m figures.record links`` trains the variants below as :mod:`figures.quality`
+``python -m recsys_edu.experiments variants`` trains the variants below as :mod:`recsys_edu.experiments.quality`
 trains its models, among which stand the two that they vary: r = 16 links, weights by a
 softmax, LIME-XOR of two blocks.
 """
@@ -12,10 +12,16 @@ from collections.abc import Iterator, Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from figures.quality import AMORTIZED, BY_IMPRESSION, Model, low_rank, sweep
 from recsys_edu.attention.pointwise import PointwiseBlock
 from recsys_edu.encoders.lime import LimeMHA, LimeXOR
 from recsys_edu.encoders.low_rank import LREA, TruncatedMHA
+from recsys_edu.experiments.quality import (
+    AMORTIZED,
+    BY_IMPRESSION,
+    Model,
+    low_rank,
+    sweep,
+)
 
 
 class Uncontextual(LimeMHA):
@@ -86,5 +92,5 @@ MODELS: dict[str, Model] = {
 
 
 def runs(names: Sequence[str] = ()) -> Iterator[dict]:
-    """One row for each of :data:`MODELS`, see :func:`figures.quality.sweep`."""
+    """One row for each of :data:`MODELS`, see :func:`recsys_edu.experiments.quality.sweep`."""
     return sweep(MODELS, names)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from figures import gpu, gpu_work
-from figures.gpu_work import TINY, Form, Piece, Plan, Truth
 from recsys_edu.attention import kernels
 from recsys_edu.cost import Cost, Device, count
+from recsys_edu.experiments import gpu, gpu_work
+from recsys_edu.experiments.gpu_work import TINY, Form, Piece, Plan, Truth
 from recsys_edu.scoring.strategies import naive
 
 pytest.importorskip("triton")

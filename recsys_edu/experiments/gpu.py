@@ -1,6 +1,6 @@
 """Everything that the book measures on a GPU, in one run of eight minutes or less.
 
-``python -m figures.record gpu`` runs every piece of :mod:`figures.gpu_work` on the card
+``python -m recsys_edu.experiments gpu`` runs every piece of :mod:`recsys_edu.experiments.gpu_work` on the card
 at hand. Each form of a piece is checked before it is timed: a sample of its results may
 miss the truth in float64 by twice what plain PyTorch misses it by in the same type. A
 row is one form of one piece:
@@ -8,7 +8,7 @@ row is one form of one piece:
 ====================  ==================================================================
 key                   what
 ====================  ==================================================================
-part, N, M, ...       which piece: see :data:`figures.gpu_work.PIECES`
+part, N, M, ...       which piece: see :data:`recsys_edu.experiments.gpu_work.PIECES`
 form                  how it was computed; the first form of a piece is plain PyTorch
 error, allowed        largest error in the sample, and its budget
 seconds, low, high    a call, median and quartiles over ``rounds`` that the forms take
@@ -43,8 +43,6 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from figures import gpu_work
-from figures.gpu_work import Form, Piece, Plan
 from recsys_edu.bench import Timing, compare, ratio
 from recsys_edu.cost import (
     Cost,
@@ -53,6 +51,8 @@ from recsys_edu.cost import (
     measure_this_machine,
     roofline_seconds,
 )
+from recsys_edu.experiments import gpu_work
+from recsys_edu.experiments.gpu_work import Form, Piece, Plan
 
 LAUNCH = re.compile(r"cu(da)?(Launch|GraphLaunch|Memcpy|Memset)")
 TRACED = 0.1  # seconds; the trace of a longer call would take longer than all the rest

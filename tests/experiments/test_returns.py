@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from figures import record, returns
 from recsys_edu.batch import batches, user_batches
 from recsys_edu.data import Histories
 from recsys_edu.data.synthetic import planted_world
 from recsys_edu.encoders.lime import LimeMHA
+from recsys_edu.experiments import record, returns
 from recsys_edu.metrics import expected_auc
 from recsys_edu.training import score_rows
 

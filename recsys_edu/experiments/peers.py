@@ -1,6 +1,6 @@
 """Training speed beside libraries that train a Transformer over the history.
 
-    python -m benchmarks.peers
+    python -m recsys_edu.experiments peers
 
 Every contender trains on ML-100K (the first 80 % of the log by time; a rating of 4 or
 more is a success) in one process, on one thread, in turns. A turn is a pass over a

@@ -1,11 +1,11 @@
-"""What a link index costs: ``python -m benchmarks.links`` prints two tables and JSON.
+"""What a link index costs: ``python -m recsys_edu.experiments catalogue`` prints two tables and JSON.
 
 1. building: items a minute for a catalogue of a million, at r = 32 and d = 64, and the
    bytes and the error of a weight in each type of table;
 2. opening: a saved index of ten million items, from nothing to the first 512 rows.
 
 Then the peak memory of LIME-XOR's request clock over N, which should grow no faster.
-Latency is recorded by ``python -m figures.record latency``.
+Latency is recorded by ``python -m recsys_edu.experiments latency``.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.scoring import can_measure_memory, megabytes_added
-from figures import latency
 from recsys_edu.bench import compare, environment_card
 from recsys_edu.cost import nbytes
 from recsys_edu.data.synthetic import planted_world
 from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
 from recsys_edu.encoders.lime import LimeXOR
+from recsys_edu.experiments import latency
+from recsys_edu.experiments.scoring import can_measure_memory, megabytes_added
 from recsys_edu.scoring.link_index import LinkIndex
 
 D, R = latency.D, latency.R

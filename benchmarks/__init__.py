@@ -1,1 +1,0 @@
-"""Benchmarks against other libraries: commands for people, not part of the package."""
