@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from recsys_edu.batch import Request
+from recsys_edu.batch import Request, hide
 from recsys_edu.embeddings import Embeddings
 from recsys_edu.encoders.base import Events, HistoryCode, HistoryEncoder, ItemCode
 from recsys_edu.tree import TensorTree
@@ -172,6 +172,7 @@ class DLRM(nn.Module):
 
     def forward(self, request: Request) -> Tensor:
         """Logits [B, M] of ``request.candidates``; their sigmoids are probabilities."""
-        return self.fuse(
+        scores = self.fuse(
             self.encode_items(request.candidates), self.encode_request(request)
         )
+        return hide(scores, request.shown)

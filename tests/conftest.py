@@ -111,7 +111,7 @@ def make_log():
     """A function: (user, time) of each event -> a log whose row e shows item e."""
 
     def ids(name, n):
-        return Features.from_columns({}, {name: np.arange(n) + 1})
+        return Features.fit(np.arange(n), sparse={name: np.arange(n)})
 
     def make(events, **columns):
         user, timestamp = np.array(sorted(events, key=lambda event: event[1])).T
@@ -124,10 +124,8 @@ def make_log():
             action=np.arange(n) % 5,
             users=ids("user_id", n_users),
             items=ids("item_id", n),
-            user_ids=np.arange(n_users),
-            item_ids=np.arange(n),
             item_titles=None,
-            n_actions=5,
+            actions=(0, 1, 2, 3, 4),
             name="toy",
         )
         return InteractionLog(**log | columns)
@@ -157,7 +155,7 @@ def make_model(world):
         log = world.log
         torch.manual_seed(0)
         when = POSITIONS[positions](d)
-        embeddings = Embeddings(log.users, log.items, log.n_actions, d, positions=when)
+        embeddings = Embeddings(log.users, log.items, log.events, d, positions=when)
         encoder = ENCODERS[name](d, layers=layers, heads=heads, dropout=dropout)
         model = DLRM(embeddings, encoder).eval()
         for weight in model.parameters():  # large enough for all parts to be heard

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys_edu.batch import History, Request
+from recsys_edu.data import EventCoding
 from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
 from recsys_edu.encoders.base import Events, HistoryEncoder
@@ -45,7 +46,7 @@ def make_case(make_features, mean_pooling):
         embeddings = Embeddings(
             make_features(rng, N_USERS, **users),
             make_features(rng, N_ITEMS, **items),
-            N_ACTIONS,
+            EventCoding(tuple(range(N_ACTIONS))),
             d,
         )
         model = DLRM(embeddings, mean_pooling(d) if encoder else None, hidden=hidden)
@@ -89,9 +90,10 @@ def classic(model, request, dtype, absolute=False):
         vectors = []
         if side.dense_mlp is not None:
             W1, b1, W2, b2 = map(array, side.dense_mlp.parameters())
-            vectors.append(W2 @ np.maximum(0, W1 @ array(side.dense)[row] + b1) + b2)
+            x = array(side.values(row).dense)
+            vectors.append(W2 @ np.maximum(0, W1 @ x + b1) + b2)
         for name, table in side.tables.items():
-            value = side.get_buffer(f"value_{name}")[row].numpy()
+            value = side.values(row).sparse[name].numpy()
             rows = array(table.weight)
             if value.ndim == 0:
                 vectors.append(rows[value])
