@@ -90,7 +90,8 @@ class FeatureEmbedding(nn.Module):
             if table is None:
                 table = _table(rows, d, padding_idx=0 if name in self.bags else None)
             self.add_module(_module_name(name), table)
-        self.everybody = None if self.n_vectors else nn.Parameter(torch.zeros(d))
+        nothing = not self.names and self.dense_mlp is None
+        self.everybody = nn.Parameter(torch.zeros(d)) if nothing else None
 
     @property
     def tables(self) -> dict[str, nn.Module]:

@@ -100,11 +100,8 @@ def make_log():
     """A function: users, timestamps and columns to replace -> InteractionLog."""
 
     def features(name: str, n: int) -> Features:
-        ids = (
-            np.arange(n) + 100
-            if name == "item"
-            else np.array([f"u{i}" for i in range(n)])
-        )
+        people, things = np.array([f"u{i}" for i in range(n)]), np.arange(n) + 100
+        ids = things if name == "item" else people
         sparse = {f"{name}_id": ids, "kind": np.arange(n) % 3}
         return Features.fit(ids, {"weight": np.arange(float(n))}, sparse)
 
