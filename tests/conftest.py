@@ -1,7 +1,6 @@
 """What the tests share: logs, features, rankers, requests, and error budgets."""
 
 import copy
-import os
 from dataclasses import dataclass
 from functools import cache
 
@@ -26,10 +25,6 @@ from recsys_edu.encoders.pooling import MeanPooling as PackageMeanPooling
 from recsys_edu.encoders.target_attention import DIN
 from recsys_edu.encoders.two_tower import TwoTower
 from recsys_edu.positions import Absolute, Recency, TimeGap
-
-# Triton asks when it is first imported, by whatever comes first: so before all others.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 # A shared machine may stop for a second anywhere; a slow example is not a failure.
 settings.register_profile("no deadline", deadline=None)

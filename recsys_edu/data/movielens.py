@@ -91,6 +91,7 @@ def _user_features(people: pd.DataFrame) -> Features:
             "gender": people["gender"].tolist(),
             "occupation": people["occupation"].tolist(),
         },
+        categories={"age_group": range(len(AGES) + 1)},
     )
 
 
@@ -105,7 +106,7 @@ def _item_features(films: pd.DataFrame) -> Features:
             "genres": films["genres"].tolist(),
             "release_period": np.where(np.isnan(year), np.nan, period),
         },
-        categories={"genres": GENRES},
+        categories={"genres": GENRES, "release_period": range(len(RELEASES) + 1)},
     )
 
 
