@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys_edu.batch import History
+from recsys_edu.configured import Configured
 
 
 def newer(mask: Tensor) -> Tensor:
@@ -20,7 +21,7 @@ def newer(mask: Tensor) -> Tensor:
     return mask.sum(-1, keepdim=True) - mask.long().cumsum(-1)
 
 
-class Positions(nn.Module, ABC):
+class Positions(Configured, nn.Module, ABC):
     """Event j of a history takes row p(j) of a table [rows, d]."""
 
     append_only: ClassVar[bool]

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from recsys_edu.configured import Configured
 from recsys_edu.tree import TensorTree
 
 # What an encoder keeps of its items and of a history: a tensor or a TensorTree.
@@ -35,7 +36,7 @@ class CannotExtend(ValueError):
     """A code may not be carried over to a longer history; the message says why."""
 
 
-class HistoryEncoder(nn.Module, ABC):
+class HistoryEncoder(Configured, nn.Module, ABC):
     """Fuses M candidates with a user's history of N events.
 
     The three methods are the three clocks. What a method may depend on is what its
