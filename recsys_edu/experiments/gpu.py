@@ -1,9 +1,9 @@
-"""Everything that the book measures on a GPU, in one run of eight minutes or less.
+"""Everything that the book measures on a GPU, in one run.
 
-``python -m recsys_edu.experiments gpu`` runs every piece of :mod:`recsys_edu.experiments.gpu_work` on the card
-at hand. Each form of a piece is checked before it is timed: a sample of its results may
-miss the truth in float64 by twice what plain PyTorch misses it by in the same type. A
-row is one form of one piece:
+Every piece of :mod:`recsys_edu.experiments.gpu_work` on the card at hand. Takes eight
+minutes at most. Each form of a piece is checked before it is timed: a sample of its
+results may miss the truth in float64 by twice what plain PyTorch misses it by in the
+same type. A row is one form of one piece:
 
 ====================  ==================================================================
 key                   what

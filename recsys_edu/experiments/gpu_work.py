@@ -1,4 +1,4 @@
-"""What :mod:`recsys_edu.experiments.gpu` measures: pieces of work, each in several forms.
+"""What ``experiments.gpu`` measures: pieces of work, each in several forms.
 
 Random weights and inputs, as shapes matter here and content does not; d = 64 in two
 heads, two layers or blocks, r = 32, as in :mod:`recsys_edu.experiments.latency`.

@@ -1,9 +1,9 @@
 """What a request costs, against M, N and the width in which items meet links.
 
-``python -m recsys_edu.experiments latency`` times rankers with random weights on one CPU
-thread, as LIME's first figure does on its authors' machines: d = 64, two layers or
-blocks, r = 32, float32. HSTU and append-cross are scored by M-FALCON, LIME by a link
-index. At each size all of them take turns, so that their ratios share a machine.
+Rankers with random weights on one CPU thread, as in LIME's first figure on its authors'
+machines: d = 64, two layers or blocks, r = 32, float32. HSTU and append-cross are
+scored by M-FALCON, LIME by a link index. At each size all of them take turns, so that
+their ratios share a machine. Takes ten minutes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cache, partial
 import torch
 
 from recsys_edu.batch import Request, random_request
-from recsys_edu.bench import compare, ratio
+from recsys_edu.bench import compare
 from recsys_edu.data import InteractionLog
 from recsys_edu.data.synthetic import planted_world
 from recsys_edu.dlrm import DLRM
@@ -24,9 +24,11 @@ from recsys_edu.encoders.append import AppendEncoder
 from recsys_edu.encoders.base import HistoryEncoder
 from recsys_edu.encoders.hstu import HSTU
 from recsys_edu.encoders.lime import Lime, LimeMHA, LimeXOR
+from recsys_edu.experiments.measure import timed
 from recsys_edu.scoring.link_index import LinkIndex
 from recsys_edu.scoring.strategies import amortized, links
 
+KEY = ("sweep", "size", "part", "model")
 D, LAYERS, R = 64, 2, 32
 N, M = 1024, 512  # where the other one varies
 SIZES = {
@@ -109,7 +111,9 @@ def encoder_alone(name: str, at: Request) -> Run:
     return run
 
 
-def runs(names: Sequence[str] = ()) -> Iterator[dict]:
+def runs(
+    names: Sequence[str] = (), done: frozenset[tuple] = frozenset()
+) -> Iterator[dict]:
     """A row for each of M, N and qk, each of its sizes, model, and part of the ranker.
 
     ``seconds``, with quartiles ``low`` and ``high``, are of CPU time; ``times``, with
@@ -127,9 +131,7 @@ def runs(names: Sequence[str] = ()) -> Iterator[dict]:
                 at = request(N, size) if sweep == "M" else request(size, M)
                 for part, run in (("ranker", whole), ("encoder", encoder_alone)):
                     work = {name: run(name, at) for name in ENCODERS}
-                    yield from _rows(
-                        work, "LIME-XOR", sweep=sweep, size=size, part=part
-                    )
+                    yield from _rows(work, "LIME-XOR", done, (sweep, size, part))
         at = request(N, 4096)
         for qk in SIZES["qk"]:
             model, size = ranker("LIME-XOR", qk=qk), MICRO_BATCH["LIME-XOR"]
@@ -137,23 +139,15 @@ def runs(names: Sequence[str] = ()) -> Iterator[dict]:
                 "index": whole("LIME-XOR", at, qk=qk),
                 "no index": partial(amortized, model, at, micro_batch=size),
             }
-            yield from _rows(work, "index", sweep="qk", size=qk, part="ranker")
+            yield from _rows(work, "index", done, ("qk", qk, "ranker"))
 
 
-def _rows(work: dict[str, Run], base: str, **where: str | int) -> Iterator[dict]:
+def _rows(
+    work: dict[str, Run], base: str, done: frozenset[tuple], where: tuple
+) -> Iterator[dict]:
+    if done >= {(*where, name) for name in work}:
+        return
     timings = compare(work, rounds=7, timer=time.process_time)
     for name, timing in timings.items():
-        times = ratio(timing, timings[base])
-        numbers = {
-            "seconds": timing.median,
-            "low": timing.low,
-            "high": timing.high,
-            "times": times.median,
-            "times_low": times.low,
-            "times_high": times.high,
-        }
-        yield {
-            **where,
-            "model": name,
-            **{key: float(f"{number:.4g}") for key, number in numbers.items()},
-        }
+        row = dict(zip(KEY, (*where, name), strict=True))
+        yield row | timed(timing, timings[base])

@@ -1,7 +1,5 @@
 """Training speed beside libraries that train a Transformer over the history.
 
-    python -m recsys_edu.experiments peers
-
 Every contender trains on ML-100K (the first 80 % of the log by time; a rating of 4 or
 more is a success) in one process, on one thread, in turns. A turn is a pass over a
 fixed sample of training batches: forward, loss, backward and optimizer, batch after
@@ -20,17 +18,17 @@ Embeddings are 32 wide; Transformers have 2 layers of 2 heads and, where the wid
 the FFN can be set, 128 there. What is left is the library's default. The peers read
 item ids, age group and gender; ours also reads each event's rating, each film's genres
 and year, and the user's age. Reading less makes the peers faster, not slower.
+
+A row is a contender: ``times`` is how often amortized training does its work meanwhile,
+``bar`` what that should be at least. Takes six minutes with all peers.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import importlib.util
 import io
-import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -43,12 +41,13 @@ import torch
 from torch import Tensor, nn
 
 from recsys_edu.batch import Impressions, batches, user_batches
-from recsys_edu.bench import Ratio, Timing, compare, environment, ratio
+from recsys_edu.bench import Timing, compare
 from recsys_edu.data.interactions import Histories, InteractionLog, split_by_time
 from recsys_edu.data.movielens import load_100k
 from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
 from recsys_edu.encoders.append import AppendEncoder
+from recsys_edu.experiments.measure import digits, timed
 from recsys_edu.training import log_loss
 
 if TYPE_CHECKING:
@@ -71,35 +70,10 @@ class Contender:
     what: str  # what it runs
     model: nn.Module
     turn: Callable[[], float]  # trains, and returns the mean log loss in nats
-    impressions: int = ROWS  # a turn
+    impressions: int  # a turn
     n: str = str(N)  # how many events an impression may read
     transformer: bool = True
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of a contender."""
-
-    contender: Contender
-    seconds: Timing  # per impression
-    faster: Ratio  # amortized training over it
-    losses: list[float]  # mean log loss of each turn, in nats
-    constant: float  # log loss of the best constant, in nats
-
-    @property
-    def rate(self) -> tuple[float, float, float]:
-        """Impressions per second: first quartile, median, third quartile."""
-        return 1 / self.seconds.high, 1 / self.seconds.median, 1 / self.seconds.low
-
-    @property
-    def learns(self) -> bool:
-        """Whether its last turn beats its first and a constant: it does train."""
-        return self.losses[-1] < min(self.losses[0], self.constant)
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers the model learns, embedding tables included."""
-        return sum(weight.numel() for weight in self.contender.model.parameters())
+    library: str | None = None  # the module that its classes are from, if not ours
 
 
 def ours(
@@ -170,6 +144,11 @@ def peer_batches(
     ]
 
 
+def impressions(sample: list[PeerBatch]) -> int:
+    """How many a pass over the sample takes."""
+    return sum(len(batch["label"]) for batch in sample)
+
+
 def fuxictr(sample: list[PeerBatch], sizes: dict[str, int]) -> Iterator[Contender]:
     """FuxiCTR's TransAct and DIN, from its collection for long histories."""
     from model_zoo.LongCTR import DIN, TransAct
@@ -188,11 +167,20 @@ def fuxictr(sample: list[PeerBatch], sizes: dict[str, int]) -> Iterator[Contende
         f"{LAYERS} layers, width {2 * D}, FFN {FFN}, concat fusion; DCNv2",
         model,
         partial(train_fuxictr, model, triples),
+        impressions(sample),
+        library="fuxictr",
     )
     model = DIN(fuxictr_features(sizes), **FUXICTR)
     turn = partial(train_fuxictr, model, triples)
-    what = "target attention; MLP"
-    yield Contender("FuxiCTR DIN", what, model, turn, transformer=False)
+    yield Contender(
+        "FuxiCTR DIN",
+        "target attention; MLP",
+        model,
+        turn,
+        impressions(sample),
+        transformer=False,
+        library="fuxictr",
+    )
 
 
 def fuxictr_bst(sample: list[PeerBatch], sizes: dict[str, int]) -> Iterator[Contender]:
@@ -210,6 +198,8 @@ def fuxictr_bst(sample: list[PeerBatch], sizes: dict[str, int]) -> Iterator[Cont
         f"{LAYERS} layers, width {2 * D}, FFN {2 * D}, append fusion; MLP",
         model,
         partial(train_fuxictr, model, sample),
+        impressions(sample),
+        library="fuxictr",
     )
 
 
@@ -259,14 +249,16 @@ def torch_rechub(sample: list[PeerBatch], sizes: dict[str, int]) -> Iterator[Con
         max_seq_len=N + 1,
     )
     trainer = CTRTrainer(model)
-    pairs = [(batch, batch["label"]) for batch in sample[:4]]  # all take it 15 s
+    sample = sample[:4]  # all take it 15 s
+    pairs = [(batch, batch["label"]) for batch in sample]
 
     def turn() -> float:
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
             return trainer.train_one_epoch(pairs)
 
     what = f"{LAYERS} layers, width {D}, FFN 2048 (fixed), append fusion; MLP"
-    yield Contender("Torch-RecHub BST", what, model, turn, len(pairs) * BATCH)
+    size, library = impressions(sample), "torch_rechub"
+    yield Contender("Torch-RecHub BST", what, model, turn, size, library=library)
 
 
 INSTALL = {
@@ -277,9 +269,23 @@ INSTALL = {
 }
 
 
-def run(rounds: int) -> list[Result]:
-    """Times ours and every installed peer; says how to install the others."""
-    log = load_100k()
+def runs(
+    names: Sequence[str] = (),
+    *,
+    log: InteractionLog | None = None,
+    rounds: int = 7,
+) -> Iterator[dict]:
+    """A row for ours, twice, and each peer; one that is missing says what installs it.
+
+    Args:
+        log: ML-100K if None; another must have its features.
+
+    Raises:
+        ValueError: contenders are named: they train in turns, so all or none.
+    """
+    if names:
+        raise ValueError("peers are timed all at once: name none")
+    log = log or load_100k()
     histories = Histories.from_log(log)
     train = split_by_time(log).train
     rows = np.random.default_rng(0).permutation(train)[:ROWS]
@@ -291,7 +297,8 @@ def run(rounds: int) -> list[Result]:
         try:
             contenders.extend(library(sample, sizes))
         except ModuleNotFoundError as error:
-            print(f"Skipped {library.__name__}: {error}. To include it: {install}.\n")
+            reason = f"{error}. To include it: {install}"
+            yield {"model": library.__name__, "skipped": reason}
 
     losses: list[list[float]] = [[] for _ in contenders]
 
@@ -303,61 +310,34 @@ def run(rounds: int) -> list[Result]:
     per_row = [times[each.name] / each.impressions for each in contenders]
     p = float(log.label[train].mean())
     constant = -p * math.log(p) - (1 - p) * math.log(1 - p)
-    return [
-        Result(each, seconds, ratio(seconds, per_row[0]), loss, constant)
+    measured = [
+        _row(each, seconds, per_row[0], loss, constant)
         for each, seconds, loss in zip(contenders, per_row, losses, strict=True)
     ]
+    measured[1]["bar"] = OVER_LOOP
+    rivals = [
+        row
+        for row, each in zip(measured[2:], contenders[2:], strict=True)
+        if each.transformer and row["learns"]
+    ]
+    if rivals:  # the fastest of them
+        min(rivals, key=lambda row: row["seconds"])["bar"] = OVER_PEER
+    yield from measured
 
 
-def report(results: list[Result]) -> None:
-    """Prints the table, the two bars, and everything again as one line of JSON."""
-    print(
-        "| model | runs | N | parameters | impressions per CPU second (IQR) "
-        "| amortized over it | log loss, first to last turn |\n" + "| --- " * 7 + "|"
-    )
-    for each in results:
-        low, median, high = each.rate
-        loss = f"{each.losses[0]:.3f} to {each.losses[-1]:.3f}"
-        print(
-            f"| {each.contender.name} | {each.contender.what} | {each.contender.n} "
-            f"| {each.parameters:,} | {median:,.0f} ({low:,.0f}-{high:,.0f}) "
-            f"| {each.faster} | {loss}{'' if each.learns else ', not learning'} |"
-        )
-    _, loop, *peers = results
-    bars = [(loop, OVER_LOOP)]
-    if rivals := [peer for peer in peers if peer.contender.transformer and peer.learns]:
-        bars.append((max(rivals, key=lambda peer: peer.rate[1]), OVER_PEER))
-    else:
-        print("\nNo peer trained a Transformer: that bar is not tested.")
-    for each, bar in bars:
-        verdict = "met" if each.faster.median >= bar else "missed"
-        print(f"\nAmortized over {each.contender.name}: {each.faster}.", end=" ")
-        print(f"The bar is {bar}x: {verdict}.")
-    packages = [n for n in ("fuxictr", "torch_rechub") if importlib.util.find_spec(n)]
-    line = {
-        "benchmark": "peers",
-        "environment": environment() | {name: version(name) for name in packages},
-        "bars": {each.contender.name: bar for each, bar in bars},
-        "results": [
-            {
-                "model": each.contender.name,
-                "n": each.contender.n,
-                "parameters": each.parameters,
-                "impressions_per_cpu_second": each.rate,
-                "amortized_over_it": each.faster.samples,
-                "log_loss": each.losses,
-            }
-            for each in results
-        ],
+def _row(
+    each: Contender, seconds: Timing, unit: Timing, losses: list[float], constant: float
+) -> dict:
+    return {
+        "model": each.name,
+        "what": each.what,
+        "n": each.n,
+        "parameters": sum(weight.numel() for weight in each.model.parameters()),
+        **timed(seconds, unit),  # of the CPU, an impression
+        "impressions_per_second": round(1 / seconds.median),
+        "first_loss": digits(losses[0]),
+        "last_loss": digits(losses[-1]),
+        # Its last turn beats its first and the best constant: it does train.
+        "learns": losses[-1] < min(losses[0], constant),
+        **({"version": version(each.library)} if each.library else {}),
     }
-    print(f"\n{json.dumps(line)}")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description="Training speed beside other libraries"
-    )
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each (7)")
-    rounds = parser.parse_args().rounds
-    torch.set_num_threads(1)
-    report(run(rounds))

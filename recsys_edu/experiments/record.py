@@ -1,27 +1,21 @@
-"""Records long runs as JSON, and reads the records back.
+"""Records of long runs: one row a run, and the machine they ran on.
 
-``python -m recsys_edu.experiments quality`` runs :mod:`recsys_edu.experiments.quality` again and replaces
-``figures/recorded/quality.json``; with names of models behind it, only their runs. A
-record is a list of runs, one row each, and the machine they ran on. It is written after
-every run, so that a kill loses one.
+``python -m recsys_edu.experiments NAME`` writes ``figures/recorded/NAME.json``, which
+the wheel carries; :func:`load` reads it wherever the package is.
 """
 
 from __future__ import annotations
 
-import argparse
 import datetime
-import importlib
 import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import torch
 
-from recsys_edu.bench import environment
+import recsys_edu
 from recsys_edu.files import written_whole
-from recsys_edu.progress import progress
 
 _INSTALLED = Path(__file__).parent / "recorded"  # the wheel carries the records here
 _CHECKOUT = Path(__file__).parents[2] / "figures" / "recorded"
@@ -30,7 +24,13 @@ FOLDER = _INSTALLED if _INSTALLED.exists() else _CHECKOUT
 
 @dataclass(frozen=True)
 class Record:
-    """Runs that were recorded: one row a run, and what they depend on."""
+    """Runs that were recorded: one row a run, and what they depend on.
+
+    Example:
+        >>> quality = load("quality")
+        >>> quality.runs.groupby("model").auc.mean().idxmin()
+        'naive DLRM'
+    """
 
     runs: pd.DataFrame
     provenance: dict[str, str | int]
@@ -57,60 +57,50 @@ def load(name: str) -> Record:
         raise FileNotFoundError(
             f"no record: run `python -m recsys_edu.experiments {name}`"
         )
-    record = json.loads(path.read_text())
-    return Record(pd.DataFrame(record["runs"]), record["provenance"])
+    rows, provenance = read(path)
+    return Record(pd.DataFrame(rows), provenance)
 
 
-def save(name: str, runs: list[dict]) -> None:
-    """Writes the record whole or not at all, with the machine this process runs on."""
-    FOLDER.mkdir(exist_ok=True)
-    lines = ",\n  ".join(json.dumps(run) for run in runs)  # one run a line: diffs read
-    with written_whole(FOLDER / f"{name}.json") as partial:
+def read(path: Path) -> tuple[list[dict], dict]:
+    """Rows and provenance of a file; none of either if it is not there."""
+    if not path.exists():
+        return [], {}
+    content = json.loads(path.read_text())
+    return content["runs"], content["provenance"]
+
+
+def save(path: Path, rows: list[dict], provenance: dict) -> None:
+    """Writes the file whole or not at all, a row a line, so that diffs can be read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n  ".join(json.dumps(row) for row in rows)
+    with written_whole(path) as partial:
         partial.write_text(
-            f'{{"provenance": {json.dumps(environment(), indent=2)},\n'
+            f'{{"provenance": {json.dumps(provenance, indent=2)},\n'
             f'"runs": [\n  {lines}\n]}}\n'
         )
 
 
+def target() -> Path:
+    """The folder to write to: the checkout's, or ``recorded`` where there is none."""
+    return Path("recorded") if _INSTALLED.exists() else FOLDER
+
+
 def origin() -> dict[str, str]:
-    """Today's date, and the commit, marked if files differ from it."""
-    git = ["git", "-C", str(FOLDER.parent)]
-    describe = [*git, "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip()
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return {"date": date, "commit": commit or "unknown"}
+    """Today's date, and the commit, with "-dirty" behind it if the package differs.
 
-
-def kept(name: str, models: list[str]) -> list[dict]:
-    """The recorded runs of all other models.
-
-    Raises:
-        ValueError: they were recorded on another machine or with another torch.
+    Where the package is installed, its version stands for the commit.
     """
-    recorded = load(name)
-    if recorded.provenance != environment():
-        raise ValueError(
-            f"{name} was recorded in another environment, {recorded.provenance}: "
-            f"record all of it again with `python -m recsys_edu.experiments {name}`"
-        )
-    others = ~recorded.runs.model.isin(models)
-    return recorded.runs[others].to_dict("records")
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    commit = f"v{recsys_edu.__version__}"
+    if not _INSTALLED.exists():
+        package = Path(recsys_edu.__file__).parent
+        commit = _git(package, "rev-parse", "--short=7", "HEAD") or commit
+        # Records lie elsewhere: writing one does not make the next one dirty.
+        if _git(package, "status", "--porcelain", "--", "."):
+            commit += "-dirty"
+    return {"date": date, "commit": commit}
 
 
-def main() -> None:
-    """Runs a module of this folder and records what its ``runs(models)`` yields."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "name", help="a module of recsys_edu/experiments/ with runs(), such as quality"
-    )
-    parser.add_argument("models", nargs="*", help="record these alone; all if none")
-    given = parser.parse_args()
-    torch.set_num_threads(1)  # of every run: what is recorded fits any machine's cores
-    runs = importlib.import_module(f"recsys_edu.experiments.{given.name}").runs(
-        given.models
-    )
-    done = kept(given.name, given.models) if given.models else []
-    here = origin()  # before the record itself makes the tree differ from its commit
-    for run in progress(runs, unit=" runs"):
-        done.append(run | here)
-        save(given.name, done)
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()

@@ -1,67 +1,75 @@
-"""What scoring costs: ``python -m recsys_edu.experiments scoring`` prints three tables and JSON.
+"""What scoring costs on both clocks, and in memory.
 
-1. naive over amortized, the whole ranker, at N = 256, M = 512;
-2. the request and the candidate clock at N = 1024, M = 4096, as a fraction of the
-   matrix product's speed on the same machine, and the operations that take the rest;
-3. peak memory of 32,768 candidates at N = 1024, in micro-batches.
+Three parts:
+
+- ``amortization``: naive over amortized, the whole ranker, at N = 256, M = 512;
+- ``clocks``: the request and the candidate clock at N = 1024, M = 4096, as a fraction
+  of the matrix product's speed on the same machine, and what takes the time;
+- ``memory``: what 32,768 candidates at N = 1024 add to the model's own, in
+  micro-batches.
 
 Times are ratios from one interleaved run. d = 64, two layers, float32, append with
-cross-attention and a causal history.
+cross-attention and a causal history. Takes two minutes.
 """
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import re
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.profiler import profile
 
-from recsys_edu.bench import compare, environment_card, ratio
+from recsys_edu.bench import compare, ratio
 from recsys_edu.cost import count, nbytes
-from recsys_edu.dlrm import DLRM
-from recsys_edu.embeddings import Embeddings
-from recsys_edu.encoders.append import AppendEncoder
-from recsys_edu.experiments.latency import request, world
+from recsys_edu.experiments import latency
+from recsys_edu.experiments.latency import request
+from recsys_edu.experiments.measure import added_by, digits, in_parts, timed
 from recsys_edu.scoring.strategies import amortized, naive
 
-D, LAYERS, MICRO_BATCH = 64, 2, 256
-SIDE = 1024  # of the square product that a core's speed is measured by
+KEY = ("part", "form")
+MODEL, MICRO_BATCH = "append-cross, causal", 256
 
 
-def ranker() -> DLRM:
-    """A ranker with random weights over a planted world."""
-    log = world()
-    torch.manual_seed(0)
-    embeddings = Embeddings(log.users, log.items, log.events, D)
-    return DLRM(embeddings, AppendEncoder(D, layers=LAYERS)).eval()
+@dataclass(frozen=True)
+class Plan:
+    """Which sizes are measured, each an N and an M, and how often."""
+
+    amortization: tuple[int, int] = (256, 512)
+    clocks: tuple[int, int] = (1024, 4096)
+    memory: tuple[int, int] = (1024, 32_768)
+    product: int = 1024  # side of the product that a core's speed is measured by
+    rounds: int = 7
 
 
-def amortization(model: DLRM) -> dict[str, object]:
-    """Naive over amortized at N = 256, M = 512."""
-    at = request(256, 512)
+TINY = Plan((4, 6), (6, 8), (6, 9), product=8, rounds=1)
+"""A dry run: every line, at sizes that say nothing, in seconds."""
+
+
+def amortization(plan: Plan) -> Iterator[dict]:
+    """Naive over amortized."""
+    n, m = plan.amortization
+    model, at = latency.ranker(MODEL), request(n, m)
     timings = compare(
         {
             "naive": lambda: naive(model, at),
             "amortized": lambda: amortized(model, at, micro_batch=MICRO_BATCH),
         },
-        rounds=5,
+        rounds=plan.rounds,
     )
-    speed_up = ratio(timings["naive"], timings["amortized"])
-    print("\n| N = 256, M = 512 | time |\n| --- | --- |")
-    for name, timing in timings.items():
-        print(f"| {name} | {timing} |")
-    print(f"| naive / amortized | {speed_up} |")
-    return {"naive_over_amortized": round(speed_up.median, 1)}
+    for form, timing in timings.items():
+        yield {"form": form, "N": n, "M": m, **timed(timing, timings["amortized"])}
 
 
-def fraction_of_peak(model: DLRM) -> dict[str, object]:
-    """Both clocks at N = 1024, M = 4096, against this machine's matrix product."""
-    at = request(1024, 4096)
-    a = torch.rand(SIDE, SIDE)
+def clocks(plan: Plan) -> Iterator[dict]:
+    """Both clocks against this machine's matrix product.
+
+    ``of_product`` is FLOPs per second over the product's; ``where`` the operations that
+    take most of the time, ``code_bytes`` what is kept of the request.
+    """
+    n, m = plan.clocks
+    model, at = latency.ranker(MODEL), request(n, m)
+    a = torch.rand(plan.product, plan.product)
     items = [model.encode_items(c) for c in at.candidates.split(MICRO_BATCH, dim=1)]
     side = model.encode_request(at)
     work = {
@@ -70,74 +78,57 @@ def fraction_of_peak(model: DLRM) -> dict[str, object]:
         "candidate clock": lambda: [model.fuse(item, side) for item in items],
     }
     flops = {name: count(run).flops for name, run in work.items()}
-    timings = compare(work, rounds=9)
-    print("\n| N = 1024, M = 4096 | FLOPs | time | of the product's speed |")
-    print("| --- | --- | --- | --- |")
-    fractions = {}
-    for name, timing in timings.items():
-        slower = ratio(timing, timings["matrix product"])  # per call, round by round
-        fraction = flops[name] / flops["matrix product"] / slower.median
-        fractions[name.replace(" ", "_")] = round(fraction, 3)
-        print(f"| {name} | {flops[name] / 1e9:.2f} G | {timing} | {fraction:.0%} |")
-    for name in ("request clock", "candidate clock"):
-        with profile() as profiled:
-            work[name]()
-        rows = profiled.key_averages()
-        total = sum(row.self_cpu_time_total for row in rows)
-        top = sorted(rows, key=lambda row: -row.self_cpu_time_total)[:6]
-        shares = [f"{row.key} {row.self_cpu_time_total / total:.0%}" for row in top]
-        print(f"\nwhere the {name} goes: {', '.join(shares)}")
-    print(f"\nthe request's code: {nbytes(side.code):,} bytes")
-    return fractions
+    timings = compare(work, rounds=plan.rounds)
+    product = timings["matrix product"]
+    for form, timing in timings.items():
+        speed = flops[form] / flops["matrix product"] / ratio(timing, product).median
+        yield {
+            "form": form,
+            "N": n,
+            "M": m,
+            **timed(timing, product),
+            "flops": flops[form],
+            "of_product": digits(speed),
+            "where": shares(work[form]),
+            "code_bytes": nbytes(side.code),
+        }
 
 
-def peak_memory() -> dict[str, object]:
-    """Megabytes that 32,768 candidates at N = 1024 add to the model's own."""
-    if not can_measure_memory():
-        print("\npeak memory: skipped, only Linux can measure it from inside")
-        return {}
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        added = pool.apply(_added_megabytes)
-    print(f"\npeak memory of N = 1024, M = 32,768 above the model: {added:.0f} MB")
-    return {"peak_memory_mb": round(added)}
+def shares(run: Callable[[], object]) -> str:
+    """The six operations that take most of a call's time, with their shares of it."""
+    with profile() as profiled:
+        run()
+    rows = profiled.key_averages()
+    total = sum(row.self_cpu_time_total for row in rows)
+    top = sorted(rows, key=lambda row: -row.self_cpu_time_total)[:6]
+    return ", ".join(f"{row.key} {row.self_cpu_time_total / total:.0%}" for row in top)
 
 
-def _added_megabytes() -> float:
-    torch.set_grad_enabled(False)
-    model, at = ranker(), request(1024, 32_768)
+def memory(plan: Plan) -> Iterator[dict]:
+    """Megabytes that many candidates add to the model's own."""
+    n, m = plan.memory
+    row = {"form": "amortized", "N": n, "M": m}
+    yield row | added_by(_score, n, m)
+
+
+def _score(n: int, m: int) -> Callable[[], object]:
+    model, at = latency.ranker(MODEL), request(n, m)
     amortized(model, request(8, 8), micro_batch=8)  # libraries load on first use
-    return megabytes_added(lambda: amortized(model, at, micro_batch=MICRO_BATCH))
+    return lambda: amortized(model, at, micro_batch=MICRO_BATCH)
 
 
-def can_measure_memory() -> bool:
-    """Whether :func:`megabytes_added` works here."""
-    return Path("/proc/self/clear_refs").exists()
+PARTS = {"amortization": amortization, "clocks": clocks, "memory": memory}
 
 
-def megabytes_added(run: Callable[[], object]) -> float:
-    """By how much ``run`` raises this process's memory above what it holds now.
+def runs(
+    names: Sequence[str] = (),
+    done: frozenset[tuple] = frozenset(),
+    *,
+    plan: Plan | None = None,
+) -> Iterator[dict]:
+    """One row for each form of each part.
 
-    Linux can forget a process's peak so far, which is what the difference is taken to.
+    Raises:
+        KeyError: a name that is not among the parts.
     """
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is held now
-    before = _peak_megabytes()
-    run()
-    return _peak_megabytes() - before
-
-
-def _peak_megabytes() -> float:
-    [line] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(line) / 1e3
-
-
-def main() -> None:
-    """Runs the three and ends with one line of JSON."""
-    torch.set_grad_enabled(False)
-    print(environment_card())
-    model = ranker()
-    results = amortization(model) | fraction_of_peak(model) | peak_memory()
-    print(json.dumps(results))
-
-
-if __name__ == "__main__":
-    main()
+    return in_parts(PARTS, names, done, plan or Plan())

@@ -1,8 +1,8 @@
 """What each choice in LIME is worth on MovieLens-100K, over seeds.
 
-``python -m recsys_edu.experiments variants`` trains the variants below as :mod:`recsys_edu.experiments.quality`
-trains its models, among which stand the two that they vary: r = 16 links, weights by a
-softmax, LIME-XOR of two blocks.
+Trains the variants below as :mod:`recsys_edu.experiments.quality` trains its models,
+among which stand the two that they vary: r = 16 links, weights by a softmax, LIME-XOR
+of two blocks. Takes two hours on two cores.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class WithDiagonal(LimeXOR):
     block = ReadsItself
 
 
+KEY = ("model", "seed")
 MHA, XOR = "LIME-MHA", "LIME-XOR"
 RANKS = (1, 2, 4, 8, 32, 64)
 WIDTHS = (1, 2, 4, 8)  # in which items meet links; unless given it is D
@@ -91,6 +92,8 @@ MODELS: dict[str, Model] = {
 }
 
 
-def runs(names: Sequence[str] = ()) -> Iterator[dict]:
-    """One row for each of :data:`MODELS`, see :func:`recsys_edu.experiments.quality.sweep`."""
-    return sweep(MODELS, names)
+def runs(
+    names: Sequence[str] = (), done: frozenset[tuple] = frozenset()
+) -> Iterator[dict]:
+    """One row for each of :data:`MODELS`, see ``quality.sweep``."""
+    return sweep(MODELS, names, done)
