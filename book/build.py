@@ -5,9 +5,10 @@
 
 Execution is the gate. Each notebook of ``_toc.yml`` is run from top to bottom by nbmake
 and is kept under ``.cache/executed/KEY/`` only if it raised nothing, wrote nothing to
-stderr and stayed within its time. KEY covers all that a result depends on, the package
-included: an edit to the package runs the chapters again. The site is then built, with
-warnings as errors, from a staged copy of the book in which nothing is left to run.
+stderr and stayed within its time. KEY covers what its outputs depend on: the notebook,
+the code of the package that it imports, the records that this reads, and the installed
+versions of the libraries that this imports. The site is then built, with warnings as
+errors, from a staged copy of the book in which nothing is left to run.
 
 Environment: ``CHAPTER_SECONDS``, the longest a chapter may take (90). Raise it on a
 slow machine.
@@ -16,6 +17,7 @@ slow machine.
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import importlib.util
 import json
@@ -29,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -45,6 +48,7 @@ BUILT_FROM = BUILD / "built-from"  # digest of the stage that HTML was built fro
 
 CHAPTER_SECONDS = float(os.environ.get("CHAPTER_SECONDS", "90"))
 PACKAGES = ("numpy", "pandas", "scikit-learn", "matplotlib")  # torch names itself
+RUNNERS = ("ipykernel", "nbclient", "nbmake")  # what executes a chapter
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -66,10 +70,10 @@ class Execution:
 
 
 def chapters() -> list[Path]:
-    """The notebooks that ``_toc.yml`` names, in reading order."""
+    """The notebooks that ``_toc.yml`` names, in reading order, appendices behind."""
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
     files = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
-    return [ROOT / f"{file}.ipynb" for file in files if file.startswith("chapters/")]
+    return [path for file in files if (path := ROOT / f"{file}.ipynb").exists()]
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -91,13 +95,110 @@ def digest(paths: Iterable[Path], *words: str) -> str:
 
 def key(chapter: Path) -> str:
     """All that the outputs of ``chapter`` depend on, as the name of a folder."""
-    package = [*files_below(ROOT / "recsys_edu"), *files_below(ROOT / "figures")]
-    files = [*package, ROOT / "constraints.txt", chapter]
-    return digest(files, platform.python_version())
+    code, records, libraries = dependencies(chapter)
+    words = [f"{path.relative_to(ROOT)} {meaning(path.read_text())}" for path in code]
+    words += [f"{name} {installed(name)}" for name in [*libraries, *RUNNERS]]
+    return digest([chapter, *records], platform.python_version(), *words)
+
+
+def dependencies(chapter: Path) -> tuple[list[Path], list[Path], list[str]]:
+    """What a chapter imports, directly or through others: by reading, not running.
+
+    Returns:
+        Modules of the package; the records that these or the chapter name; and the
+        libraries, by the names they are imported by.
+    """
+    cells = nbformat.read(chapter, as_version=4).cells
+    lines = "\n".join(c.source for c in cells if c.cell_type == "code").splitlines()
+    magic = re.compile(r"^(\s*)[%!].*")  # IPython's; something must stand in its block
+    waiting = [references(ast.parse("\n".join(magic.sub(r"\1pass", x) for x in lines)))]
+    code: set[Path] = set()
+    names: set[str] = set()
+    texts: set[str] = set()
+    while waiting:
+        imported, text = waiting.pop()
+        names |= imported
+        texts |= text
+        for path in {path for name in imported for path in modules(name)} - code:
+            code.add(path)
+            waiting.append(references(parsed(path.read_text())))
+    records = [ROOT / "figures" / "recorded" / f"{text}.json" for text in texts if text]
+    tops = {name.partition(".")[0] for name in names} - {"recsys_edu"}
+    libraries = tops - set(sys.stdlib_module_names)
+    return sorted(code), sorted(filter(Path.is_file, records)), sorted(libraries)
+
+
+def references(tree: ast.Module) -> tuple[set[str], set[str]]:
+    """Dotted names that code imports, wherever it does, and the short texts in it.
+
+    A text may name a record, or a module that is imported by its name.
+    """
+    names, texts = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                raise BookError(f"cannot follow 'from .' on line {node.lineno}")
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if re.fullmatch(r"recsys_edu(\.\w+)+", node.value):
+                names.add(node.value)
+            elif re.fullmatch(r"\w+(\.json)?", node.value):
+                texts.add(node.value.removesuffix(".json"))
+    return names, texts
+
+
+def modules(name: str) -> Iterator[Path]:
+    """The package's files that are run to import a dotted name, which may be below."""
+    parts = name.split(".")
+    for n in range(1, len(parts) + 1) if parts[0] == "recsys_edu" else ():
+        path = ROOT.joinpath(*parts[:n])
+        for file in (path / "__init__.py", path.with_suffix(".py")):
+            if file.is_file():
+                yield file
+
+
+@cache
+def parsed(source: str) -> ast.Module:
+    """The syntax tree of a module, without docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [each for each in body if not is_text(each)] or [ast.Pass()]
+    return tree
+
+
+def is_text(node: ast.stmt) -> bool:
+    """Whether a statement is a string and nothing else: a docstring, say."""
+    return isinstance(node, ast.Expr) and isinstance(
+        getattr(node.value, "value", None), str
+    )
+
+
+@cache
+def meaning(source: str) -> str:
+    """A digest of what code does: comments, docstrings and layout are left out."""
+    return hashlib.sha256(ast.dump(parsed(source)).encode()).hexdigest()
+
+
+@cache
+def installed(library: str) -> str:
+    """The version of what ``import library`` imports, or "absent"."""
+    try:
+        return metadata.version(distributions().get(library, [library])[0])
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+@cache
+def distributions() -> dict[str, list[str]]:
+    """Name of a module -> the distributions that hold it."""
+    return {k: sorted(v) for k, v in metadata.packages_distributions().items()}
 
 
 def require_this_checkout() -> None:
-    """Chapters import ``recsys_edu``, and it must be the code that ``key`` hashes."""
+    """Chapters import ``recsys_edu``, and it must be the code that ``key`` reads."""
     spec = importlib.util.find_spec("recsys_edu")
     where = Path(spec.origin).parent if spec and spec.origin else None
     if where != ROOT / "recsys_edu":
@@ -192,10 +293,10 @@ def execute_all() -> None:
 # --- the staged book ------------------------------------------------------------------
 
 
-def stamp_chapter(notebook: nbformat.NotebookNode, name: str, repository: str) -> None:
+def stamp_chapter(notebook: nbformat.NotebookNode, path: Path, repository: str) -> None:
     """Fill in the repository's address and put the Colab link under the title."""
     slug = repository.removeprefix("https://github.com/")
-    published = f"github/{slug}/blob/gh-pages/_sources/chapters/{name}.ipynb"
+    published = f"github/{slug}/blob/gh-pages/_sources/{path}"
     link = f"[Open in Colab](https://colab.research.google.com/{published})"
     title, _, rest = notebook.cells[0].source.partition("\n")
     notebook.cells[0].source = f"{title}\n\n{link}\n{rest}"
@@ -232,8 +333,9 @@ def stage() -> None:
     for chapter in chapters():
         kept = EXECUTED / key(chapter)
         notebook = nbformat.read(kept / chapter.name, as_version=4)
-        stamp_chapter(notebook, chapter.stem, repository)
-        nbformat.write(notebook, STAGE / "chapters" / chapter.name)
+        path = chapter.relative_to(ROOT)
+        stamp_chapter(notebook, path, repository)
+        nbformat.write(notebook, STAGE / path)
         record = json.loads((kept / "execution.json").read_text())
         executions.append(Execution(**record))
     generated = STAGE / "book" / "_generated"

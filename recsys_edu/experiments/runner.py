@@ -129,7 +129,7 @@ def run(
         )
     repeated = [row for row in old if asked(row)]
     finished = [] if again else current(repeated, made_on)
-    if finished and not key:
+    if finished and not (key or names):
         print(f"recorded at commit {here['commit']}; --again measures again")
         return finished
     pool = current(*record.read(unfinished)) if key else []

@@ -9,10 +9,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import nbformat
 import pytest
@@ -143,31 +147,141 @@ def test_an_execution_serves_until_the_package_changes(checkout: Checkout) -> No
     assert outputs == {"41\n", "42\n"}
 
 
-def test_the_key_covers_all_that_a_result_depends_on(checkout: Checkout) -> None:
+def test_a_notebook_of_the_back_matter_is_executed_too(checkout: Checkout) -> None:
+    toc = (
+        TOC + "  - caption: Back\n    chapters: [{file: book/own}, {file: book/end}]\n"
+    )
+    checkout.write("_toc.yml", toc)
+    checkout.write("book/end.md", "# The end\n")
+    chapter = (checkout.root / "chapters" / "00_tiny.ipynb").read_text()
+    checkout.write("book/own.ipynb", chapter.replace("A tiny chapter", "Your own"))
+    run = checkout.build()
+    assert run.returncode == 0, run.stderr
+    assert "[2/2] own ..." in run.stdout
+    source = checkout.root / "_build" / "html" / "_sources" / "book" / "own.ipynb"
+    assert json.loads(source.read_text())["cells"][1]["outputs"]
+    assert "/blob/gh-pages/_sources/book/own.ipynb" in source.read_text()
+
+
+@pytest.fixture
+def build(checkout: Checkout) -> Iterator[ModuleType]:
+    """The script of the checkout, as a module."""
     script = checkout.root / "book" / "build.py"
     spec = importlib.util.spec_from_file_location("build_of_the_test", script)
-    build = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = build  # dataclasses look their module up
-    spec.loader.exec_module(build)
-    (chapter,) = build.chapters()
-    keys = {build.key(chapter)}
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
 
+
+CHAPTER = """\
+%pip list
+import recsys_edu.viz.lines as lines
+from recsys_edu.experiments import record
+
+record.load("quality")
+"""
+PACKAGE = {
+    "viz/__init__.py": "",
+    "viz/lines.py": "import torch\nfrom recsys_edu import units\n",
+    "experiments/__init__.py": "",
+    "experiments/record.py": "def load(name):\n    import recsys_edu.files\n",
+    "units.py": "import importlib\n\nimportlib.import_module('recsys_edu.late')\n",
+    "files.py": "",
+    "late.py": "",
+    "other.py": "",
+}
+
+
+@pytest.fixture
+def large(checkout: Checkout) -> Checkout:
+    """A chapter that imports some of the package, and loads one of two records."""
+    for path, source in PACKAGE.items():
+        (checkout.root / "recsys_edu" / path).parent.mkdir(exist_ok=True)
+        checkout.write(f"recsys_edu/{path}", source)
     (checkout.root / "figures" / "recorded").mkdir(parents=True)
-    for number, path in enumerate(
-        [
-            "recsys_edu/new.py",
-            "figures/recorded/new.json",
-            "constraints.txt",
-            "chapters/00_tiny.ipynb",
-        ]
-    ):
-        checkout.write(path, "changed")
-        keys.add(build.key(chapter))
-        assert len(keys) == number + 2, f"{path} does not matter to the key"
+    for name in ("quality", "latency"):
+        checkout.write(f"figures/recorded/{name}.json", "{}")
+    checkout.chapter(CHAPTER)
+    return checkout
 
-    (checkout.root / "recsys_edu" / "__pycache__").mkdir()
-    checkout.write("recsys_edu/__pycache__/new.pyc", "compiled")
-    assert build.key(chapter) in keys
+
+RUN = "\nanswer = 42\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "matters"),
+    [
+        ("chapters/00_tiny.ipynb", "\n", True),
+        ("recsys_edu/__init__.py", RUN, True),  # of the package that all lie in
+        ("recsys_edu/viz/__init__.py", RUN, True),
+        ("recsys_edu/viz/lines.py", RUN, True),
+        ("recsys_edu/viz/lines.py", "\n# A comment.\n", False),
+        ("recsys_edu/viz/lines.py", '\nx = 1\n"""What x is."""\n', True),
+        ("recsys_edu/units.py", RUN, True),  # imported by what is imported
+        ("recsys_edu/files.py", RUN, True),  # inside a function
+        ("recsys_edu/late.py", RUN, True),  # by its name
+        ("recsys_edu/other.py", RUN, False),
+        ("recsys_edu/new.py", RUN, False),
+        ("figures/recorded/quality.json", " ", True),
+        ("figures/recorded/latency.json", " ", False),
+        ("constraints.txt", "torch==1.0\n", False),
+        ("recsys_edu/__pycache__/lines.pyc", "compiled", False),
+    ],
+)
+def test_the_key_covers_what_a_result_depends_on_and_no_more(
+    large: Checkout, build: ModuleType, path: str, text: str, matters: bool
+) -> None:
+    [chapter] = build.chapters()
+    before = build.key(chapter)
+    file = large.root / path
+    file.parent.mkdir(exist_ok=True)
+    file.write_text((file.read_text() if file.exists() else "") + text)
+    assert (build.key(chapter) != before) == matters
+
+
+def test_a_docstring_is_no_part_of_the_key(large: Checkout, build: ModuleType) -> None:
+    [chapter] = build.chapters()
+    keys = []
+    for doc in ("one", "two"):
+        functions = (
+            f'"""{doc}"""\ndef load(name):\n    """{doc}"""\nx = 1\n"""{doc}"""\n'
+        )
+        large.write("recsys_edu/experiments/record.py", functions)
+        keys.append(build.key(chapter))
+    assert keys[0] == keys[1]
+
+
+@pytest.mark.parametrize(
+    ("library", "matters"), [("torch", True), ("nbmake", True), ("ruff", False)]
+)
+def test_the_key_covers_the_installed_versions(
+    large: Checkout, build: ModuleType, monkeypatch: Any, library: str, matters: bool
+) -> None:
+    [chapter] = build.chapters()
+    before, version = build.key(chapter), build.metadata.version
+
+    def other(name: str) -> str:
+        return "99.9" if name == library else version(name)
+
+    monkeypatch.setattr(build.metadata, "version", other)
+    build.installed.cache_clear()
+    assert (build.key(chapter) != before) == matters
+
+
+def test_every_chapter_of_the_book_is_understood() -> None:
+    """What the chapters load is in their keys: all of it is found by reading them."""
+    sys.path.insert(0, str(ROOT / "book"))
+    build = importlib.import_module("build")
+    sys.path.pop(0)
+    for chapter in build.chapters():
+        code, records, libraries = build.dependencies(chapter)
+        loaded = re.findall(r'record\.load\(\\"(\w+)\\"\)', chapter.read_text())
+        there = {path.stem for path in (ROOT / "figures" / "recorded").glob("*.json")}
+        assert {*loaded} & there <= {path.stem for path in records}
+        assert ROOT / "recsys_edu" / "viz" / "style.py" in code  # by way of colab
+        assert {"torch", "numpy", "matplotlib"} <= {*libraries}
 
 
 def test_the_package_of_another_checkout_is_refused(checkout: Checkout) -> None:

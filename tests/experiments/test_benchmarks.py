@@ -191,7 +191,7 @@ def test_peers_train_in_turns_and_one_that_is_missing_says_how_to_get_it(
     monkeypatch.setattr(peers, "INSTALL", libraries)
     skipped, *rows = peers.runs(log=small_log, rounds=2)
     assert skipped["model"] == "absent" and "pip install absent" in skipped["skipped"]
-    ours, loop, peer, lazy, other = rows
+    ours, _, peer, lazy, other = rows
     assert all(row.keys() >= TIMES | {"parameters", "first_loss"} for row in rows)
     assert ours["model"] == "append-cross, amortized" and ours["times"] == 1
     assert [row.get("bar") for row in rows] == [
