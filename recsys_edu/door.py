@@ -124,9 +124,10 @@ def checked(embeddings: Embeddings, request: Request) -> Request:
     late = (history.timestamp >= request.timestamp[:, :1]) & history.mask
     if late.any() and request.visible is None:
         row, event = _first(late)
+        at = int(history.timestamp[row, event])
         raise ValueError(
-            f"row {row}: event {event} happened at {int(history.timestamp[row, event])},"
-            f" at or after the request at {int(request.timestamp[row, 0])}: a ranker "
+            f"row {row}: event {event} happened at {at}, "
+            f"at or after the request at {int(request.timestamp[row, 0])}: a ranker "
             "that reads it reads the future. Leave out what is not earlier than now"
         )
     return Request(
@@ -166,8 +167,9 @@ def _index(
         strangers = ids[index == UNKNOWN].tolist()
         raise KeyError(
             f"{name}, row {row[0]}: the ranker does not know {strangers[:5]} "
-            f"({len(strangers)} in all). Say unknown='unknown' to rank by what is known "
-            "of everybody, unknown='mask' to leave them out, or add them to its values"
+            f"({len(strangers)} in all). Say unknown='unknown' to rank by what is said "
+            "of nobody in particular, unknown='mask' to leave them out, or add them to "
+            "its values"
         )
     return np.split(index, np.cumsum(lengths)[:-1])
 
@@ -210,11 +212,11 @@ def _padded(rows: list[np.ndarray]) -> tuple[Tensor, Tensor]:
 
 
 def _refuse_strangers(rows: list[np.ndarray], shown: Tensor) -> None:
-    masked = np.array([len(row) for row in rows]) - shown.sum(1).numpy()
-    if (bad := masked > shown.sum(1).numpy()).any():
+    m, left = np.array([len(row) for row in rows]), shown.sum(1).numpy()
+    if (bad := m - left > left).any():
         row = int(bad.argmax())
         raise ValueError(
-            f"row {row}: {masked[row]} of {len(rows[row])} candidates are unknown, more "
+            f"row {row}: {m[row] - left[row]} of {m[row]} candidates are unknown, more "
             "than are shown: are these the ids that the ranker was trained on?"
         )
 
