@@ -282,6 +282,14 @@ def user_batches(
 
     Raises:
         ValueError: ``max_events`` is negative or ``max_candidates`` is not positive.
+
+    Example:
+        >>> from recsys_edu.data.synthetic import planted_world
+        >>> log = planted_world(seed=0, n_impressions=90, n_users=3, n_items=9).log
+        >>> histories, rows = Histories.from_log(log), np.arange(90)
+        >>> batch = next(user_batches(log, histories, rows, max_tokens=200))
+        >>> batch.request.visible[0, :4].tolist()  # each sees what came before it
+        [0, 1, 2, 3]
     """
     max_events = len(log) if max_events is None else max_events
     max_candidates = len(log) if max_candidates is None else max_candidates

@@ -96,6 +96,12 @@ def compare(
 
     timer  reads seconds; tests put a fake one here
     Raises ValueError if there is no round to run.
+
+    Example:
+        >>> a = torch.rand(64, 64)
+        >>> times = compare({"one": lambda: a @ a, "two": lambda: a @ a @ a}, rounds=5)
+        >>> ratio(times["two"], times["one"]).median > 1
+        True
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")

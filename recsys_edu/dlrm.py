@@ -83,6 +83,19 @@ class DLRM(nn.Module):
         embeddings: the vectors of users, items and events.
         encoder: fuses candidates with the history; None for a naive DLRM.
         hidden: widths of the top MLP's hidden layers; the first is H.
+
+    Example:
+        >>> from recsys_edu.batch import random_request
+        >>> from recsys_edu.data.synthetic import planted_world
+        >>> from recsys_edu.encoders.hstu import HSTU
+        >>> log = planted_world(seed=0, n_impressions=99, n_users=9, n_items=9).log
+        >>> embeddings = Embeddings(log.users, log.items, log.events, 8)
+        >>> ranker = DLRM(embeddings, HSTU(8)).eval()
+        >>> request = random_request(log, n=5, m=3, seed=0)
+        >>> known = ranker.encode_request(request)  # once, however many candidates
+        >>> scores = ranker.fuse(ranker.encode_items(request.candidates), known)
+        >>> torch.allclose(scores, ranker(request))
+        True
     """
 
     def __init__(

@@ -24,7 +24,16 @@ Rule = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Mask:
-    """Which of n + m tokens may read which, for n of history and m that share it."""
+    """Which of n + m tokens may read which, for n of history and m that share it.
+
+    Example:
+        >>> append(3, 2, causal=True, reads_itself=False).dense().int()
+        tensor([[1, 0, 0, 0, 0],
+                [1, 1, 0, 0, 0],
+                [1, 1, 1, 0, 0],
+                [1, 1, 1, 0, 0],
+                [1, 1, 1, 0, 0]], dtype=torch.int32)
+    """
 
     name: str
     n: int

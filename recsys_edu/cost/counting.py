@@ -88,6 +88,11 @@ def count(fn: Callable[..., object], *args: Any, **kwargs: Any) -> Cost:
 
     If `fn` calls `backward()`, that work is counted too.
     Raises ValueError for an operation whose matrix products cannot be counted.
+
+    Example:
+        >>> product = count(torch.matmul, torch.rand(2, 3), torch.rand(3, 5))
+        >>> product.flops, product.bytes  # 2 x 2 x 3 x 5, and 4 (6 + 15 + 10)
+        (60, 124)
     """
     counter = _Counter()
     with sdpa_kernel(SDPBackend.MATH), _plain_attention_modules(), counter:

@@ -16,6 +16,11 @@ def nbytes(obj: object) -> int:
 
     A storage counts once, however many tensors share it, and whole, since a view of
     a part keeps all of it. Raises TypeError for other types.
+
+    Example:
+        >>> table = torch.zeros(10, 8)
+        >>> nbytes(table), nbytes([table, table[:2]])
+        (320, 320)
     """
     return sum(dict(_storages(obj)).values())
 

@@ -41,6 +41,16 @@ class HistoryEncoder(Configured, nn.Module, ABC):
 
     The three methods are the three clocks. What a method may depend on is what its
     clock knows: an item code knows no user, a history code knows no candidate.
+
+    Example:
+        >>> import torch
+        >>> from recsys_edu.encoders.append import AppendEncoder
+        >>> encoder = AppendEncoder(8, layers=1).eval()
+        >>> events = Events(torch.rand(1, 5, 8), torch.ones(1, 5, dtype=torch.bool))
+        >>> items = encoder.encode_items(torch.rand(1, 3, 8))  # item clock
+        >>> history = encoder.encode_history(events, torch.rand(1, 2, 8))  # request
+        >>> encoder.fuse(items, history).shape  # candidate clock
+        torch.Size([1, 3, 8])
     """
 
     @abstractmethod
