@@ -27,7 +27,6 @@ CENTRAL = [
     "dlrm.DLRM",
     "dlrm.DLRM.request",
     "encoders.base.HistoryEncoder",
-    "encoders.lime.LimeMHA",
     "experiments.record.Record",
     "metrics.evaluate",
     "scoring.link_index.LinkIndex",
