@@ -47,7 +47,7 @@ def outputs():
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(cell) for cell in cells]
     )
-    NotebookClient(notebook, timeout=60).execute()
+    NotebookClient(notebook, timeout=300).execute()
     return [cell.outputs for cell in notebook.cells]
 
 

@@ -24,7 +24,10 @@ from .contract import (
     violations,
 )
 
-CHAPTERS = sorted((Path(__file__).parents[2] / "chapters").glob("*.ipynb"))
+ROOT = Path(__file__).parents[2]
+CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
+APPENDICES = sorted((ROOT / "book").glob("*.ipynb"))
+OF_CHAPTERS = {"skeleton", "slider", "exercises"}  # an appendix may do without
 
 Notebook = dict[str, Any]
 
@@ -35,8 +38,17 @@ def test_chapter_keeps_the_contract(chapter: Path) -> None:
     assert not found, "\n".join(map(str, found))
 
 
+@pytest.mark.parametrize("appendix", APPENDICES, ids=lambda path: path.stem)
+def test_appendix_keeps_the_rest_of_it(appendix: Path) -> None:
+    notebook = json.loads(appendix.read_text())
+    found = [each for each in violations(notebook) if each.rule not in OF_CHAPTERS]
+    assert not found, "\n".join(map(str, found))
+    assert len(notebook["cells"]) <= 40
+
+
 def test_there_are_chapters() -> None:
-    assert CHAPTERS, "no chapter was found, so none was checked"
+    assert CHAPTERS and APPENDICES, "none was found, so none was checked"
+    assert set(RULES) >= OF_CHAPTERS
 
 
 # --- a notebook that keeps every rule, and ways to break each -------------------------

@@ -23,6 +23,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
+CHAPTERS += sorted((ROOT / "book").glob("*.ipynb"))  # appendices
 EXECUTE = """
 import nbclient, nbformat
 notebook = nbformat.read("chapter.ipynb", as_version=4)

@@ -42,7 +42,7 @@ def start_process(source: Source) -> subprocess.Popen:
     )
 
 
-def wait_until(condition, seconds=20):
+def wait_until(condition, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -149,7 +149,7 @@ def test_two_processes_at_once_download_once(cache, server):
     for process in processes:
         path = process.stdout.readline().strip()
         assert Path(path).read_bytes() == CONTENT
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=120) == 0
     assert len(server.ranges) == 1
 
 
