@@ -42,7 +42,7 @@ from torch import Tensor, nn
 
 from recsys_edu.batch import Impressions, batches, user_batches
 from recsys_edu.bench import Timing, compare
-from recsys_edu.data.interactions import Histories, InteractionLog, split_by_time
+from recsys_edu.data import Histories, InteractionLog, split_by_time
 from recsys_edu.data.movielens import load_100k
 from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
