@@ -56,8 +56,8 @@ def test_a_catalogue_is_built_opened_and_weighed(catalogued):
     ]
     built = dict(zip(types, catalogued, strict=False))
     r = latency.R
-    sizes = [row["bytes_per_item"] for row in built.values()]
-    assert sizes == [4 * r, 2 * r, r + 4]
+    for row, size in zip(built.values(), (4 * r, 2 * r, r + 4), strict=True):
+        assert size <= row["bytes_per_item"] < 1.1 * size  # with room for others
     assert built["float32"]["error"] == 0 < built["float16"]["error"]
     assert built["float16"]["error"] < built["int8"]["error"] < 1 / 254
     assert all(row["items_per_minute"] > 0 for row in built.values())
