@@ -93,7 +93,8 @@ def test_a_part_that_breaks_leaves_no_row():
 
 
 def fill(megabytes):
-    """Allocates, writes, and lets go of so much."""
+    """Allocates, writes, and lets go of so much; before that, of more."""
+    np.ones(2 * megabytes * 10**6, np.uint8).sum()
     return lambda: np.ones(megabytes * 10**6, np.uint8).sum()
 
 

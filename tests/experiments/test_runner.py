@@ -129,6 +129,7 @@ def test_a_named_run_leaves_what_another_left_unfinished():
     with pytest.raises(Killed):
         runner.run(experiment(kill_after=1), again=True)
     runner.run(experiment(auc=0.9), ["concat"], again=True)
+    assert [*recorded().auc] == [0.5, 0.5, 0.9, 0.9]
     rest = experiment()
     runner.run(rest, ["DIN"], again=True)
     assert rest.ran == [("DIN", 1)]
