@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from recsys_edu.artefact import differences
 from recsys_edu.files import written_whole
 
 FORMAT = "recsys_edu training, version 1"
@@ -69,23 +70,13 @@ def load(
     there = json.loads(texts["run"])
     there |= {name: max(there[name], run[name]) for name in may_grow}
     # Through JSON, which knows no tuples.
-    if different := list(differences(there, json.loads(json.dumps(run)))):
+    if different := differences(json.loads(json.dumps(run)), there):
         shown = "; ".join(different[:6]) + (" ..." if len(different) > 6 else "")
         raise ValueError(
             f"{path} is the checkpoint of another run: {shown}. {mend}, or go on with "
             "what it was begun with."
         )
     return tensors, json.loads(texts["facts"])
-
-
-def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
-    """What two trees of JSON do not agree on, a line each: "lr is 1 there, 2 here"."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in [*there, *(key for key in here if key not in there)]:
-            path = f"{name}.{key}" if name else key
-            yield from differences(there.get(key), here.get(key), path)
-    elif there != here:
-        yield f"{name} is {there} there and {here} here"
 
 
 def fingerprint(*arrays: np.ndarray) -> str:

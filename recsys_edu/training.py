@@ -17,8 +17,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from recsys_edu import checkpoint as checkpoints
+from recsys_edu.artefact import describe
 from recsys_edu.batch import Impressions, batches, user_batches
 from recsys_edu.data import Histories, InteractionLog, Split
+from recsys_edu.dlrm import DLRM
 from recsys_edu.metrics import Metrics, evaluate
 from recsys_edu.progress import progress
 
@@ -198,8 +200,8 @@ def fit(
         warnings.warn(
             f"{fitted.doubt}. A sparse log may stand still for some epochs before it "
             f"learns: try more patience ({recipe.patience}) or epochs "
-            f"({recipe.max_epochs}), or another learning rate ({recipe.learning_rate}), "
-            "lower or higher",
+            f"({recipe.max_epochs}), or another learning rate, lower or higher "
+            f"({recipe.learning_rate})",
             stacklevel=2,
         )
     return fitted
@@ -402,8 +404,9 @@ def _run(
             for f in fields(recipe)
         },
         "model": {
-            "encoder": type(getattr(model, "encoder", None)).__name__,
-            **{name: list(weight.shape) for name, weight in model.named_parameters()},
+            "class": type(model).__qualname__,
+            **(describe(model) if isinstance(model, DLRM) else {}),
+            "weights": {k: list(w.shape) for k, w in model.named_parameters()},
         },
         "log": {
             "name": log.name,
