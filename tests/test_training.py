@@ -21,9 +21,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from recsys_edu import checkpoint as checkpoints
 from recsys_edu import training
 from recsys_edu.batch import batches, user_batches
-from recsys_edu.checkpoint import described
 from recsys_edu.data import Features, Histories, split_by_time
 from recsys_edu.data.synthetic import planted_world
 from recsys_edu.dlrm import DLRM
@@ -370,17 +370,17 @@ def test_scores_come_in_the_order_of_the_rows(data):
     assert len(score_rows(model, log, histories, rows[:0], batching=by_row(7))) == 0
 
 
-def test_the_log_s_last_row_is_scored_as_itself_beside_padding(data):
+def test_the_log_s_last_row_is_scored_as_itself_beside_padding(make_log):
     """Padding is row -1, which is also the last row's index."""
-    log, histories, _ = data
-    model, last = Table(), len(log) - 1
-    user = np.flatnonzero(log.user == log.user[last])
-    rows = np.concatenate([user, np.flatnonzero(log.user != log.user[last])[-200:]])
+    # Runs of 3, 2, 3 and 1 rows: the last row's, which is the shortest, comes first.
+    log = make_log([(0, t) for t in range(5)] + [(1, t) for t in range(3)] + [(2, 9)])
+    histories, model, rows = Histories.from_log(log), Table(len(log)), np.arange(9)
     batching = partial(user_batches, max_tokens=10**6, max_candidates=3)
     [batch] = batching(log, histories, rows)
-    assert (batch.row < 0).any() and (batch.row == last).any()
+    flat = batch.row.flatten()
+    assert (flat[batch.row.shape[1] :] < 0).any() and (flat[0] == 8)
     scores = score_rows(model, log, histories, rows, batching=batching)
-    logit = model.logit.weight.detach()[log.item[rows], 0]
+    logit = model.logit.weight.detach()[log.item, 0]
     np.testing.assert_array_max_ulp(scores, torch.sigmoid(logit).numpy(), maxulp=4)
 
 
@@ -423,15 +423,22 @@ class Calls(TorchDispatchMode):
         self.names, self.bytes = [], 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func._schema.name)
-        for tensor in torch.utils._pytree.tree_leaves((args, kwargs)):
-            if isinstance(tensor, torch.Tensor):
-                self.bytes += tensor.nbytes
+        leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        self.bytes += sum(tensor.nbytes for tensor in tensors)
+        by_mask = any(tensor.dtype == torch.bool for tensor in tensors[1:])
+        name = func._schema.name
+        self.names.append(f"{name} by a mask" if by_mask else name)
         return func(*args, **(kwargs or {}))
 
 
-WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"}
-"""What makes the host wait for the device: .item(), indexing by a mask."""
+WAITS = {
+    "aten::_local_scalar_dense",  # .item()
+    "aten::nonzero",
+    "aten::index by a mask",
+    "aten::masked_select by a mask",
+}
+"""What makes the host wait for the device: it must know a value, or how many."""
 
 
 def test_no_step_waits_for_the_device(data):
@@ -470,12 +477,17 @@ def test_padding_has_no_part_in_the_loss_nor_in_its_gradient(data, garbage):
     sample = user_batches(log, histories, split.train, max_tokens=900)
     batch = next(b for b in sample if (b.row < 0).any() and len(b.row) > 1)
     real = batch.row >= 0
-    logits = torch.randn(batch.row.shape, dtype=torch.float64).requires_grad_()
-    log_loss(logits.where(real, garbage), batch).backward()
-    found, logits.grad = logits.grad, None
-    label = batch.label.double()
-    nn.functional.binary_cross_entropy_with_logits(logits[real], label[real]).backward()
-    torch.testing.assert_close(found, logits.grad, rtol=1e-13, atol=0)
+    clean = torch.randn(batch.row.shape, dtype=torch.float64)
+    full = clean.where(real, garbage).requires_grad_()
+    loss = log_loss(full, batch)
+    loss.backward()
+    clean.requires_grad_()
+    expected = nn.functional.binary_cross_entropy_with_logits(
+        clean[real], batch.label[real].double()
+    )
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
+    torch.testing.assert_close(full.grad, clean.grad, rtol=1e-13, atol=0)
 
 
 def test_a_step_of_the_average_costs_the_same_for_any_catalogue():
@@ -608,8 +620,10 @@ def test_what_decides_what_a_model_learns_has_no_default(data):
 # --- going on after a kill -----------------------------------------------------------
 
 
-LONG = recipe(256, max_epochs=9, patience=9, learning_rate=0.01, averaging=0.9)
-"""Nine epochs of twelve steps, whose average and best weights are not the last ones."""
+LONG = recipe(
+    256, max_epochs=9, patience=9, learning_rate=0.01, weight_decay=0.0, averaging=0.9
+)
+"""Nine epochs; the best is the second or third, with or without averaging."""
 
 
 def dropping(log):
@@ -649,7 +663,7 @@ def test_a_run_that_broke_in_an_epoch_goes_on_as_if_it_had_not(
     """Broken twice, at steps drawn anew in every run of this test."""
     how, path = replace(LONG, averaging=averaging), tmp_path / "run.safetensors"
     steps = -(-len(data[2].train) // 256)
-    broke = [random.randint(k * steps + 1, (k + 3) * steps) for k in (1, 4)]
+    broke = [random.randint(k * steps + 1, (k + 3) * steps) for k in (1, 5)]
     print("broken at steps", broke)
     honest, done = training.log_loss, 0
 
@@ -670,6 +684,7 @@ def test_a_run_that_broke_in_an_epoch_goes_on_as_if_it_had_not(
     model = dropping(data[0])
     result = fit(model, *data, how, seed=0, checkpoint=path)
     assert outcome(model, result) == unbroken(how)
+    assert result.best in (1, 2)  # so the best weights came out of the file
     assert [file.name for file in tmp_path.iterdir()] == ["run.safetensors"]
 
 
@@ -728,6 +743,23 @@ def test_more_epochs_and_more_patience_may_be_asked_for(
     assert outcome(model, result) == unbroken(LONG)
 
 
+def test_a_write_that_fails_leaves_the_checkpoint_before_it(
+    data, tmp_path, monkeypatch
+):
+    path = tmp_path / "run.safetensors"
+    fit(dropping(data[0]), *data, replace(LONG, max_epochs=2), seed=0, checkpoint=path)
+    content = path.read_bytes()
+
+    def full_disk(tensors, file, metadata):
+        file.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        fit(dropping(data[0]), *data, LONG, seed=0, checkpoint=path)
+    assert path.read_bytes() == content
+
+
 def test_a_finished_run_comes_back_without_a_step(data, checkpoint, monkeypatch):
     how = replace(LONG, max_epochs=2)
     models = dropping(data[0]), dropping(data[0])
@@ -755,7 +787,7 @@ def test_a_checkpoint_is_safetensors_and_json(data, checkpoint):
 OTHERS = {
     "seed is 1 here and 0 in the file": dict(seed=1),
     "learning_rate is 0.02 here and 0.01 in the file": dict(learning_rate=0.02),
-    "weight_decay is 1.0 here and 3.0 in the file": dict(weight_decay=1.0),
+    "weight_decay is 1.0 here and 0.0 in the file": dict(weight_decay=1.0),
     "averaging is 0.8 here and 0.9 in the file": dict(averaging=0.8),
     "max_epochs is 1 here and 2 in the file": dict(max_epochs=1),
     "patience is 8 here and 9 in the file": dict(patience=8),
@@ -844,12 +876,12 @@ def test_a_model_with_tied_and_with_idle_weights_goes_on_too(data, tmp_path):
 
 def test_a_batching_is_told_apart_as_far_as_it_can_be():
     nested = partial(partial(batches, batch_size=np.int64(3)), max_events=0)
-    assert described(nested) == {
+    assert checkpoints.described(nested) == {
         "function": "recsys_edu.batch.batches", "args": [], "batch_size": 3,
         "max_events": 0,
     }  # fmt: skip
-    assert described(Table) != described(Spy)
-    assert described(Table()) == described(Table)
+    assert checkpoints.described(Table) != checkpoints.described(Spy)
+    assert checkpoints.described(Table()) == checkpoints.described(Table)
 
 
 if __name__ == "__main__":
