@@ -170,6 +170,21 @@ def fit(
             reads histories, but the recipe gives it none; the checkpoint is of another
             model, recipe, seed, log or split.
         FloatingPointError: the loss or a validation score is no longer finite.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from recsys_edu.data import split_by_time
+        >>> from recsys_edu.data.synthetic import planted_world
+        >>> from recsys_edu.embeddings import Embeddings
+        >>> from recsys_edu.encoders.pooling import MeanPooling
+        >>> log = planted_world(seed=0, n_impressions=20_000, n_items=20).log
+        >>> histories, split = Histories.from_log(log), split_by_time(log)
+        >>> users, _ = log.users.without("user_id"), torch.manual_seed(0)
+        >>> ranker = DLRM(Embeddings(users, log.items, log.events, 8), MeanPooling())
+        >>> recipe = replace(HISTORY, max_epochs=3, learning_rate=0.01, averaging=0.9)
+        >>> fitted = fit(ranker, log, histories, split, recipe, seed=0)
+        >>> fitted.doubt is None, fitted.epochs[fitted.best].validation.ne < 1
+        (True, True)
     """
     _require_both_labels(log, split)
     _require_events(model, log, histories, split, recipe)
