@@ -158,8 +158,9 @@ def fit(
         model: takes a :class:`~recsys_edu.batch.Request`, returns logits [B, M].
         recipe: :data:`NAIVE`, :data:`HISTORY`, or another.
         checkpoint: a file that is written after each epoch. If it is there, training
-            goes on from it, to the same weights as if it had never stopped. More
-            ``max_epochs`` or ``patience`` than it was begun with are welcome.
+            goes on from it, with the weights that are in it, to the same end as if it
+            had never stopped. More ``max_epochs`` or ``patience`` than it was begun
+            with are welcome.
 
     Warns:
         UserWarning: the best epoch is the first, or no better than the click rate, see
@@ -230,7 +231,7 @@ def train_epoch(
 ) -> float:
     """One step a batch; the mean log loss over all rows, in nats, as the weights moved.
 
-    No step waits for the device: losses stay there until the epoch is over.
+    No step reads a number back: losses stay on the device until the epoch is over.
 
     Args:
         average: a moving average of the weights, updated after each step.

@@ -441,7 +441,7 @@ WAITS = {
 """What makes the host wait for the device: it must know a value, or how many."""
 
 
-def test_no_step_waits_for_the_device(data):
+def test_no_step_reads_a_number_back(data):
     log, histories, split = data
 
     def waits(n_batches):
