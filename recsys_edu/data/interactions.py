@@ -44,6 +44,25 @@ class InteractionLog:
     Raises:
         ValueError: any of the above does not hold; says which column and row. Rows out
             of time order are refused here and sorted by `from_unsorted`.
+
+    Example:
+        >>> clicks = np.array([1, 0, 1])
+        >>> log = InteractionLog.from_unsorted(
+        ...     user=np.array([0, 0, 1]),
+        ...     item=np.array([1, 0, 0]),
+        ...     timestamp=np.array([20, 10, 30]),
+        ...     label=clicks.astype(np.float32),
+        ...     action=clicks,
+        ...     users=Features.fit(["ann", "bob"]),
+        ...     items=Features.fit([7, 9], dense={"price": [2.0, 3.0]}),
+        ...     item_titles=None,
+        ...     actions=("skip", "click"),
+        ...     name="toy",
+        ... )
+        >>> log.item_ids[log.item].tolist()  # in time order
+        [7, 9, 7]
+        >>> Histories.from_log(log).lengths(np.arange(3)).tolist()
+        [0, 1, 0]
     """
 
     user: np.ndarray
