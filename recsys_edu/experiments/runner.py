@@ -17,6 +17,7 @@ import argparse
 import ast
 import importlib
 import json
+import os
 import pkgutil
 import re
 from collections.abc import Iterable, Sequence
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.name not in there:
         parser.error(f"no experiment {given.name!r}: there are {', '.join(there)}")
     torch.set_num_threads(1)  # of every run: what is recorded fits any machine's cores
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch.profiler logs its start
     module = importlib.import_module(f"{experiments.__name__}.{given.name}")
     rows = run(module, given.models, again=given.again)
     print(f"\n{table(rows, key_of(module))}\n")
@@ -156,15 +158,21 @@ def run(
 
 
 def table(rows: list[dict], key: Sequence[str]) -> str:
-    """Rows as text, aligned; of several seeds the mean.
+    """Rows as text, aligned, those of the same columns together; of seeds the mean.
 
     Args:
         key: the columns that tell the rows apart.
     """
-    frame = pd.DataFrame(rows).drop(columns=[*ORIGIN], errors="ignore")
-    if "seed" in key:
-        others = [column for column in key if column != "seed"]
-        groups = frame.groupby(others, sort=False)
-        mean = groups.mean(numeric_only=True).drop(columns="seed")
-        frame = mean.assign(seeds=groups.size()).reset_index()
-    return frame.to_string(index=False, na_rep="", float_format="{:.4g}".format)
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        row = {column: value for column, value in row.items() if column not in ORIGIN}
+        groups.setdefault(tuple(row), []).append(row)
+    texts = []
+    for group in groups.values():
+        frame = pd.DataFrame(group)
+        if "seed" in key:
+            same = frame.groupby([c for c in key if c != "seed"], sort=False)
+            mean = same.mean(numeric_only=True).drop(columns="seed")
+            frame = mean.assign(seeds=same.size()).reset_index()
+        texts.append(frame.to_string(index=False, float_format="{:.4g}".format))
+    return "\n\n".join(texts)
