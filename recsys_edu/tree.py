@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import GetAttrKey, register_pytree_node
 
 
 class TensorTree:
-    """Mixin for a dataclass whose fields are tensors, other such trees, or None."""
+    """Mixin for a dataclass whose fields are tensors, other such trees, or None.
+
+    PyTorch knows each as a tree too, so that what it does to nested tensors it does to
+    these: ``torch.export``, ``torch.compile``, a data loader's ``pin_memory``.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Registers the class; its fields are asked for when there are some."""
+        super().__init_subclass__(**options)
+
+        def unflatten(values: Iterable[Any], names: list[str]) -> TensorTree:
+            none = dict.fromkeys(f.name for f in fields(cls))
+            return cls(**none | dict(zip(names, values, strict=True)))
+
+        register_pytree_node(
+            cls,
+            _flatten,
+            unflatten,
+            serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
+            flatten_with_keys_fn=_flatten_with_keys,
+        )
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Self:
         """The same tree with ``fn`` applied to every tensor."""
@@ -30,3 +51,15 @@ def _map(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     if value is None:
         return None
     return value.map(fn) if isinstance(value, TensorTree) else fn(value)
+
+
+def _flatten(tree: TensorTree) -> tuple[list[Any], list[str]]:
+    """What is there, and its names; a field that is None is left out."""
+    given = {f.name: getattr(tree, f.name) for f in fields(tree)}
+    given = {name: value for name, value in given.items() if value is not None}
+    return list(given.values()), list(given)
+
+
+def _flatten_with_keys(tree: TensorTree) -> tuple[list[tuple[Any, Any]], list[str]]:
+    values, names = _flatten(tree)
+    return list(zip(map(GetAttrKey, names), values, strict=True)), names

@@ -72,15 +72,22 @@ class AppendEncoder(TransformerEncoder, OneSequence):
                 "layer on, every key and value kept is another. Encode all of it again"
             )
         mask = torch.cat([code.mask, new.mask.unsqueeze(1)], dim=-1)
-        allowed = self.allowed(mask.squeeze(1))[:, :, code.k.shape[3] :]
+        k_new, known = new.mask.shape[1], code.k.shape[3]
+        # One event reads all there is; more of them, [K, N + K], not each other's past.
+        allowed = None if k_new == 1 else mask.new_ones(k_new, known + k_new).tril(known)
         k, v = self._keys_values(self.dropout(new.vectors), allowed, (code.k, code.v))
         return KeyValueCache(k, v, mask)
 
     def _keys_values(
-        self, x: Tensor, allowed: Tensor, past: tuple[Tensor, Tensor] | None = None
+        self,
+        x: Tensor,
+        allowed: Tensor | None,
+        past: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
+        causal = self.causal and past is None
+
         def run(layer: int, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return self.blocks[layer](x, k, v, allowed)
+            return self.blocks[layer](x, k, v, allowed, causal=causal)
 
         return prefill(self.blocks, x, run, past)
 

@@ -21,7 +21,7 @@ class TwoTower(TransformerEncoder):
     def encode_history(self, events: Events, context: Tensor) -> Tensor:
         """Request clock: the token of the last event to be read, [B, 1 or M, d]."""
         begun = self.begin(events)
-        x = self.run(begun.vectors, self.allowed(begun.mask))
+        x = self.run(begun.vectors, None, causal=True)
         token = torch.arange(x.shape[1], device=x.device)
         last = torch.where(readable(begun.mask, begun.visible), token, 0).amax(-1)
         row = torch.arange(len(x), device=x.device).unsqueeze(-1)

@@ -22,15 +22,13 @@ from recsys_edu.attention.kernels import (
     candidates,
     forms,
     fuse_links,
-    fuse_links_cost,
-    pointwise_cost,
     xor,
     xor_attend,
-    xor_attend_cost,
 )
 from recsys_edu.attention.pointwise import PointwiseBlock
 from recsys_edu.attention.xor import xor_attention
 from recsys_edu.cost import count
+from recsys_edu.cost.kernels import fuse_links_cost, pointwise_cost, xor_attend_cost
 from recsys_edu.encoders.base import Events
 from recsys_edu.encoders.lime import LimeXOR
 
@@ -618,9 +616,9 @@ def launches(monkeypatch):
         launch = "_launch" if module is xor_triton else "launch"
         real = getattr(module, launch)
 
-        def noting(*args, real=real, module=module):
+        def noting(*args, real=real, module=module, **options):
             seen.append(module.__name__)
-            return real(*args)
+            return real(*args, **options)
 
         monkeypatch.setattr(module, launch, noting)
     return seen

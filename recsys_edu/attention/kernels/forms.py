@@ -28,12 +28,12 @@ def takes_triton(form: Form, *tensors: Tensor, obstacle: str = "") -> bool:
     if form not in get_args(Form):
         names = ", ".join(get_args(Form))
         raise ValueError(f"form is {form!r}; it must be one of {names}")
-    if form == "reference":
+    if form == "reference" or (form == "auto" and not tensors[0].is_cuda):
         return False
     obstacle = obstacle or _obstacle(tensors)
     if form == "triton" and obstacle:
         raise ValueError(f"form='triton' cannot run: {obstacle}")
-    return not obstacle and (form == "triton" or tensors[0].is_cuda)
+    return not obstacle
 
 
 def _obstacle(tensors: tuple[Tensor, ...]) -> str:
