@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from recsys_edu.batch import History
 
-
 BUCKETS = 26
 """Buckets of a distance: the last begins at 2^25 - 1, which is a year of seconds."""
 

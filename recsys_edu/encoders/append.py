@@ -25,7 +25,9 @@ class KeyValueCache(TensorTree):
     mask: Tensor  # [B, 1 or M, 1 + N] bool, which of them a candidate may read
 
 
-class AppendEncoder(TransformerEncoder, OneSequence):
+class AppendEncoder(
+    TransformerEncoder[KeyValueCache], OneSequence[Tensor, KeyValueCache]
+):
     """Append whose history knows no candidate, so that M-FALCON applies.
 
     The history runs through the Transformer by itself, and every layer's keys and
@@ -74,7 +76,9 @@ class AppendEncoder(TransformerEncoder, OneSequence):
         mask = torch.cat([code.mask, new.mask.unsqueeze(1)], dim=-1)
         k_new, known = new.mask.shape[1], code.k.shape[3]
         # One event reads all there is; more of them, [K, N + K], not each other's past.
-        allowed = None if k_new == 1 else mask.new_ones(k_new, known + k_new).tril(known)
+        allowed = (
+            None if k_new == 1 else mask.new_ones(k_new, known + k_new).tril(known)
+        )
         k, v = self._keys_values(self.dropout(new.vectors), allowed, (code.k, code.v))
         return KeyValueCache(k, v, mask)
 
@@ -113,7 +117,7 @@ class AppendEncoder(TransformerEncoder, OneSequence):
         return self.run(x, allowed)[:, n:]
 
 
-class AppendSelfEncoder(TransformerEncoder):
+class AppendSelfEncoder(TransformerEncoder[Events]):
     """Append with bidirectional self-attention: every token reads every token.
 
     The history reads the candidate, so nothing behind the embeddings is shared: each

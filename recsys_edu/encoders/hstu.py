@@ -82,7 +82,7 @@ class TimedCache(TensorTree):
     now: Tensor  # [B, 1 or M] int64 seconds, the one thing here that is the request's
 
 
-class HSTU(OneSequence):
+class HSTU(OneSequence[Tensor, TimedCache]):
     """Hierarchical sequential transduction units over [history; candidate], causal.
 
     ::

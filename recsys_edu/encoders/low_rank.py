@@ -38,7 +38,7 @@ class Size(TypedDict, total=False):
     dropout: float
 
 
-class RowsEncoder(HistoryEncoder):
+class RowsEncoder(HistoryEncoder[Tensor, Rows]):
     """What the baselines share: a start event, and candidates that read rows.
 
     ::

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys_edu.attention.softmax import TransformerBlock
-from recsys_edu.encoders.base import Events, HistoryEncoder
+from recsys_edu.encoders.base import Events, HistoryCode, HistoryEncoder
 
 
 class Size(TypedDict, total=False):
@@ -19,7 +19,7 @@ class Size(TypedDict, total=False):
     dropout: float
 
 
-class TransformerEncoder(HistoryEncoder):
+class TransformerEncoder(HistoryEncoder[Tensor, HistoryCode]):
     """A Transformer over the history, with a learned start token before it.
 
     The start token gives an empty history a key, so that no softmax is over nothing.
@@ -73,9 +73,7 @@ class TransformerEncoder(HistoryEncoder):
         """
         return None if self.causal else mask[:, None, None, :]
 
-    def run(
-        self, x: Tensor, allowed: Tensor | None, *, causal: bool = False
-    ) -> Tensor:
+    def run(self, x: Tensor, allowed: Tensor | None, *, causal: bool = False) -> Tensor:
         """Tokens [B, T, d], reading each other where allowed, through all blocks."""
         for block in self.blocks:
             x = block(x, *block.keys_values(x), allowed, causal=causal)

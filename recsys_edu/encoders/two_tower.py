@@ -9,7 +9,7 @@ from recsys_edu.encoders.base import Events, readable
 from recsys_edu.encoders.transformer import TransformerEncoder
 
 
-class TwoTower(TransformerEncoder):
+class TwoTower(TransformerEncoder[Tensor]):
     """Late fusion: a causal Transformer's last output is the user, candidates unread.
 
     The candidate meets it in the ranker's dot products only, O(d) on the candidate
