@@ -6,11 +6,13 @@ batch copies out the events its rows need and nothing more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from recsys_edu.data.interactions import Histories, InteractionLog
@@ -19,20 +21,42 @@ from recsys_edu.tree import TensorTree
 
 @dataclass(frozen=True)
 class History(TensorTree):
-    """B histories of at most N events, oldest first, padded on either side.
+    """B histories of at most N events, oldest first, padded at the end.
 
-    The package pads at the end; padding before the events is read the same.
+    :func:`at_the_end` moves padding there from anywhere else.
     """
 
-    item: Tensor  # [B, N] int64 item index, 0 under padding
-    action: Tensor  # [B, N] int64 what the user did, 0 under padding
-    timestamp: Tensor  # [B, N] int64 seconds, 0 under padding
+    item: Tensor  # [B, N] int64 item index, anything under padding
+    action: Tensor  # [B, N] int64 what the user did, anything under padding
+    timestamp: Tensor  # [B, N] int64 seconds, anything under padding
     mask: Tensor  # [B, N] bool, True where there is an event
 
 
 @dataclass(frozen=True)
 class Request(TensorTree):
-    """B requests: one user, one history and M candidates each."""
+    """B requests: one user, one history and M candidates each.
+
+    Made by :meth:`recsys_edu.dlrm.DLRM.request` from the source's own ids, or of
+    indices, as here. Shapes are checked, since a wrong one would broadcast in silence;
+    what the numbers mean is checked at the door.
+
+    Raises:
+        ValueError: a tensor of another shape, or of numbers that are no integers.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> none = torch.zeros(1, 0, dtype=torch.int64)
+        >>> history = History(none, none, none, none.bool())
+        >>> one = Request(
+        ...     user=torch.tensor([3]),
+        ...     timestamp=torch.tensor([[60]]),
+        ...     candidates=torch.tensor([[7, 8]]),
+        ...     history=history,
+        ... )
+        >>> two = Request.stack([one, replace(one, candidates=torch.tensor([[9]]))])
+        >>> two.candidates.tolist(), two.shown.tolist()
+        ([[7, 8], [9, 0]], [[True, True], [True, False]])
+    """
 
     user: Tensor  # [B] int64 user index
     # When the candidates are shown, in int64 seconds: [B, 1], the time of the request;
@@ -43,6 +67,89 @@ class Request(TensorTree):
     # [B, M] int64, how many leading events each candidate may read; None for all.
     # Serving needs none: the history ends before the request. Amortized training does.
     visible: Tensor | None = None
+    # [B, M] bool, True where there is a candidate; None if there is one everywhere.
+    # Elsewhere scores are -inf, so that requests of different M share a batch.
+    shown: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.user, Tensor):
+            return  # PyTorch takes trees apart, and puts them together of other things
+        if self.user.dim() != 1 or self.candidates.dim() != 2:
+            raise ValueError(
+                f"user is {_shape(self.user)}, candidates {_shape(self.candidates)}: "
+                "they must be [B] and [B, M]. One request is a batch of one: "
+                "request[0:1], or candidates.unsqueeze(0)"
+            )
+        b, m = self.candidates.shape
+        n = self.history.item.shape[-1] if self.history.item.dim() else 0
+        wanted = {
+            "user": (self.user, [(b,)], "[B]"),
+            "timestamp": (self.timestamp, [(b, 1), (b, m)], "[B, 1] or [B, M]"),
+            "visible": (self.visible, [(b, m)], "[B, M]"),
+            "shown": (self.shown, [(b, m)], "[B, M]"),
+            "history.item": (self.history.item, [(b, n)], "[B, N]"),
+            "history.action": (self.history.action, [(b, n)], "[B, N]"),
+            "history.timestamp": (self.history.timestamp, [(b, n)], "[B, N]"),
+            "history.mask": (self.history.mask, [(b, n)], "[B, N]"),
+        }
+        for name, (tensor, shapes, text) in wanted.items():
+            if tensor is not None and tuple(tensor.shape) not in shapes:
+                raise ValueError(
+                    f"{name} is {_shape(tensor)}: it must be {text}, with B = {b} "
+                    f"requests of M = {m} candidates and N = {n} events"
+                )
+        for name, tensor in (("user", self.user), ("candidates", self.candidates)):
+            if tensor.dtype not in (torch.int64, torch.int32):
+                raise ValueError(f"{name} is {tensor.dtype}: an index is an int64")
+
+    @classmethod
+    def stack(cls, requests: Sequence[Request]) -> Request:
+        """Several requests as one batch, each padded to the largest N and M.
+
+        Raises:
+            ValueError: there is none, or one has ``visible``.
+        """
+        if not requests or any(r.visible is not None for r in requests):
+            raise ValueError("stack() takes one request or more, with visible=None")
+        n = max(r.history.item.shape[1] for r in requests)
+        m = max(r.candidates.shape[1] for r in requests)
+
+        def wide(name: str, width: int, trees: Sequence[Any]) -> Tensor:
+            parts = (getattr(tree, name) for tree in trees)
+            return torch.cat([F.pad(t, (0, width - t.shape[1])) for t in parts])
+
+        histories = [r.history for r in requests]
+        shown = [torch.ones_like(r.candidates, dtype=torch.bool) for r in requests]
+        shown = [
+            ones if r.shown is None else r.shown
+            for r, ones in zip(requests, shown, strict=True)
+        ]
+        return cls(
+            user=torch.cat([r.user for r in requests]),
+            timestamp=torch.cat([r.timestamp for r in requests]),
+            candidates=wide("candidates", m, requests),
+            history=History(*(wide(f.name, n, histories) for f in fields(History))),
+            shown=torch.cat([F.pad(s, (0, m - s.shape[1])) for s in shown]),
+        )
+
+
+def hide(scores: Tensor, shown: Tensor | None) -> Tensor:
+    """Scores [B, M] with -inf where no candidate is shown, which nothing ranks below.
+
+    Args:
+        shown: as in :class:`Request`; None if all are.
+    """
+    return scores if shown is None else scores.masked_fill(~shown, float("-inf"))
+
+
+def at_the_end(history: History) -> History:
+    """The same histories with the events first and all padding at the end."""
+    order = (~history.mask).long().argsort(dim=1, stable=True)
+    return history.map(lambda tensor: tensor.gather(1, order))
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(list(tensor.shape))
 
 
 @dataclass(frozen=True)

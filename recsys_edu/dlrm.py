@@ -6,11 +6,13 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from recsys_edu.batch import Request
+from recsys_edu.batch import Request, hide
+from recsys_edu.door import Unknown, request_of
 from recsys_edu.embeddings import Embeddings
 from recsys_edu.encoders.base import Events, HistoryCode, HistoryEncoder, ItemCode
 from recsys_edu.tree import TensorTree
@@ -93,6 +95,7 @@ class DLRM(nn.Module):
         super().__init__()
         self.embeddings = embeddings
         self.encoder = encoder
+        self.hidden = tuple(hidden)
         users, items, d = embeddings.users, embeddings.items, embeddings.d
         cross = users.n_vectors * items.n_vectors
         if encoder is not None:
@@ -104,6 +107,57 @@ class DLRM(nn.Module):
         ranker = copy.copy(self)
         ranker._modules = {**self._modules, "encoder": encoder}
         return ranker
+
+    def request(
+        self,
+        user: Any,
+        candidates: Any,
+        *,
+        now: Any,
+        items: Any = (),
+        actions: Any = (),
+        times: Any = (),
+        unknown: Unknown = "raise",
+    ) -> Request:
+        """The door: requests in the source's own ids and times -> indices, checked.
+
+        One user with a list of candidates is a batch of one; B users take B lists, of
+        any lengths each.
+
+        Args:
+            user: an id, or B ids.
+            candidates: M item ids, or B lists of them.
+            now: when the candidates are shown, in seconds since 1970, or B times.
+            items, actions, times: the history, oldest event first: what was acted on,
+                what was done, as the log had it, and when, in seconds. Lists of N, or
+                B lists; leave them out where there is no history.
+            unknown: what to do with ids that are not known, see
+                :data:`recsys_edu.door.Unknown`.
+
+        Raises:
+            KeyError: ids or actions that are not known, unless ``unknown`` allows them.
+            ValueError: lengths that differ, ids or times of a wrong type, events not in
+                order or not before now, times in another unit, more candidates masked
+                than shown. Each names the row, and how to mend it.
+
+        Example:
+            >>> from recsys_edu.data.synthetic import planted_world
+            >>> log = planted_world(seed=0, n_impressions=99, n_users=9, n_items=9).log
+            >>> ranker = DLRM(Embeddings(log.users, log.items, log.events, 8))
+            >>> request = ranker.request(3, [5, 7], now=1_000)
+            >>> ranker(request).shape
+            torch.Size([1, 2])
+        """
+        return request_of(
+            self.embeddings,
+            user,
+            candidates,
+            now=now,
+            items=items,
+            actions=actions,
+            times=times,
+            unknown=unknown,
+        )
 
     def encode_items(self, item: Tensor, code: ItemCode = None) -> ItemSide:
         """Item clock: item indices [...] -> vectors, share and the encoder's code.
@@ -172,6 +226,7 @@ class DLRM(nn.Module):
 
     def forward(self, request: Request) -> Tensor:
         """Logits [B, M] of ``request.candidates``; their sigmoids are probabilities."""
-        return self.fuse(
+        scores = self.fuse(
             self.encode_items(request.candidates), self.encode_request(request)
         )
+        return hide(scores, request.shown)

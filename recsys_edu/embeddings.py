@@ -1,17 +1,24 @@
-"""From row numbers to vectors: embedding tables, bags and the bottom MLP.
+"""From indices to vectors: coded values, embedding tables, bags and the bottom MLP.
 
-The feature values of every user and item live inside the module, so that a batch holds
-row numbers only, and a catalogue can be embedded on the item clock with one call.
+Three things that live apart: the **coding** (how raw columns become codes, fitted
+once), the **values** (one row of codes a user or item, data that may grow) and the
+**weights** (tables and layers). A batch holds indices only; ``embed(values(index))`` is
+how the three meet, and a catalogue can be embedded on the item clock with one call.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from recsys_edu.batch import History
-from recsys_edu.data.interactions import Features
+from recsys_edu.data.coding import EventCoding
+from recsys_edu.data.features import Features
 from recsys_edu.positions import Positions
+from recsys_edu.values import Codes, Values
 
 
 def pairwise_dots(vectors: Tensor) -> Tensor:
@@ -32,20 +39,44 @@ class FeatureEmbedding(nn.Module):
     feature               vector                                      shape
     ====================  ==========================================  ======
     all dense ones, x     bottom MLP: W2 relu(W1 x + b1) + b2         [d]
-    sparse, value v       table[v]                                    [d]
-    bag, values v1..vw    mean of table[v] over the v that are not 0  [d]
+    sparse, code v        table[v]                                    [d]
+    bag, codes v1..vw     mean of table[v] over the v that are not 0  [d]
+    no feature at all     one learned vector for everybody            [d]
     ====================  ==========================================  ======
 
-    The dense vector, if the side has dense features, comes first. An all-padding bag is
-    the zero vector. For items this is work for the item clock, for users for the
-    request clock. Source: Naumov et al. 2019 (arXiv 1906.00091), section 2.1; one
-    bottom MLP a side instead of one in all, so that an item's vectors depend on the
-    item alone.
+    The dense vector, if the side has dense features, comes first. Row 0 of a table is
+    "unknown", and padding of a bag, where it stays zero; it starts at zero everywhere:
+    what was never seen says nothing. An all-padding bag is the zero vector. For items
+    this is work for the item clock, for users for the request clock.
+
+    Source: Naumov et al. 2019 (arXiv 1906.00091), section 2.1. Ours differs in two
+    points: there is one bottom MLP a side instead of one in all, so that an item's
+    vectors depend on the item alone; and it does not end with a ReLU, as Meta's code
+    does, so that its output may be negative as the tables' are. Bags are means, where
+    their EmbeddingBag sums.
+
+    Args:
+        features: the rows that are there at first; sizes of the tables.
+        d: width of every vector.
+        tables: name of a sparse feature -> a module from codes [...] to [..., d], to
+            be used in place of a new ``nn.Embedding``: a sharded one, say. Of a bag,
+            its row 0 must be zero and stay zero.
+
+    Attributes:
+        values: the rows, :class:`~recsys_edu.values.Values`. No weights: they are not
+            in ``state_dict``, and all copies of the module share them.
     """
 
-    def __init__(self, features: Features, d: int) -> None:
+    def __init__(
+        self,
+        features: Features,
+        d: int,
+        *,
+        tables: Mapping[str, nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         self.d = d
+        self.values = Values(features)
         n_dense = features.dense.shape[1]
         self.dense_mlp = (
             nn.Sequential(nn.Linear(n_dense, d), nn.ReLU(), nn.Linear(d, d))
@@ -53,31 +84,24 @@ class FeatureEmbedding(nn.Module):
             else None
         )
         self.names = tuple(features.sparse)
-        for name, values in features.sparse.items():
-            # Row 0 is "unknown" for a plain feature and padding for a bag.
-            padding = 0 if values.ndim == 2 else None
-            table = nn.Embedding(features.cardinality[name], d, padding_idx=padding)
-            # Dots of two such vectors start near 0, so rare ids start near "no effect".
-            nn.init.normal_(table.weight, std=d**-0.5 / 4)
-            if padding is not None:
-                nn.init.zeros_(table.weight[padding])
-            # An nn.ModuleDict refuses names such as "type", which columns do have.
-            self.add_module(f"table_{name}", table)
-        columns = {f"value_{name}": values for name, values in features.sparse.items()}
-        for name, values in {"dense": features.dense, **columns}.items():
-            # Data, not weights: it moves with the module, out of its checkpoints. A
-            # copy: what is later done to the log must not change the model.
-            self.register_buffer(name, torch.tensor(values), persistent=False)
+        self.bags = {name for name, v in features.sparse.items() if v.ndim == 2}
+        for name, rows in features.cardinality.items():
+            table = (tables or {}).get(name)
+            if table is None:
+                table = _table(rows, d, padding_idx=0 if name in self.bags else None)
+            self.add_module(_module_name(name), table)
+        nothing = not self.names and self.dense_mlp is None
+        self.everybody = nn.Parameter(torch.zeros(d)) if nothing else None
 
     @property
-    def tables(self) -> dict[str, nn.Embedding]:
+    def tables(self) -> dict[str, nn.Module]:
         """The table of each sparse feature, by name."""
-        return {name: getattr(self, f"table_{name}") for name in self.names}
+        return {name: getattr(self, _module_name(name)) for name in self.names}
 
     @property
     def n_vectors(self) -> int:
         """S, the number of vectors a row becomes."""
-        return len(self.names) + (self.dense_mlp is not None)
+        return max(len(self.names) + (self.dense_mlp is not None), 1)
 
     @property
     def n_own(self) -> int:
@@ -93,43 +117,87 @@ class FeatureEmbedding(nn.Module):
         return torch.cat([pairwise_dots(vectors), vectors[..., 0, :]], dim=-1)
 
     def forward(self, index: Tensor) -> Tensor:
-        """[...] row numbers -> [..., S, d]."""
-        vectors = [] if self.dense_mlp is None else [self.dense_mlp(self.dense[index])]
+        """[...] indices -> [..., S, d]; index -1 is whoever is not known.
+
+        Raises:
+            IndexError: an index below -1, or past the last row.
+        """
+        if self.everybody is not None:
+            return self.everybody.expand(*index.shape, 1, self.d)
+        return self.embed(self.values(index))
+
+    def embed(self, codes: Codes) -> Tensor:
+        """Codes of [...] users or items -> [..., S, d]."""
+        vectors = [] if self.dense_mlp is None else [self.dense_mlp(codes.dense)]
         for name, table in self.tables.items():
-            value = self.get_buffer(f"value_{name}")[index]
-            vector = table(value)
-            if table.padding_idx is not None:  # [..., W, d] -> [..., d]
-                count = (value != table.padding_idx).sum(-1, keepdim=True)
+            code = codes.sparse[name]
+            vector = table(code)
+            if name in self.bags:  # [..., W, d] -> [..., d]
+                count = (code != 0).sum(-1, keepdim=True)
                 vector = vector.sum(-2) / count.clamp(min=1)
             vectors.append(vector)
         return torch.stack(vectors, dim=-2)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What ``to``, ``double`` and the like do: values go where the weights go."""
+        super()._apply(fn, recurse)
+        self.values = self.values.map(fn)
+        return self
+
+
+def _table(rows: int, d: int, padding_idx: int | None = None) -> nn.Embedding:
+    """A table whose dots start near 0, so that rare ids start near "no effect"."""
+    table = nn.Embedding(rows, d, padding_idx=padding_idx)
+    nn.init.normal_(table.weight, std=d**-0.5 / 4)
+    nn.init.zeros_(table.weight[0])
+    return table
+
+
+def _module_name(feature: str) -> str:
+    """PyTorch refuses dots, and names that a module has, such as "type"."""
+    return f"table_{feature}".replace(".", "\N{MIDDLE DOT}")
 
 
 class Embeddings(nn.Module):
     """The vectors a ranker starts from: users, items, and events of a history.
 
     Args:
-        users, items: the feature tables of a log.
-        n_actions: how many kinds of action an event can carry.
+        users, items: the users and items of a log.
+        events: how its actions are coded; None for a ranker that reads no history.
         d: width of every vector.
         positions: says when an event happened; None for events without a when.
+        tables: "users.NAME", "items.NAME" or "actions" -> a table to be used in place
+            of a new one, see :class:`FeatureEmbedding`.
+
+    Raises:
+        ValueError: a table of a feature that there is not.
     """
 
     def __init__(
         self,
         users: Features,
         items: Features,
-        n_actions: int,
+        events: EventCoding | None,
         d: int,
         *,
         positions: Positions | None = None,
+        tables: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.d = d
-        self.users = FeatureEmbedding(users, d)
-        self.items = FeatureEmbedding(items, d)
-        self.actions = nn.Embedding(n_actions, d)
-        nn.init.normal_(self.actions.weight, std=d**-0.5 / 4)
+        given = dict(tables or {})
+        sides = {}
+        for side, features in (("users", users), ("items", items)):
+            names = {name: f"{side}.{name}" for name in features.sparse}
+            sides[side] = {k: given.pop(v) for k, v in names.items() if v in given}
+        self.users = FeatureEmbedding(users, d, tables=sides["users"])
+        self.items = FeatureEmbedding(items, d, tables=sides["items"])
+        self.coding = events
+        self.actions = given.pop("actions", None)
+        if self.actions is None and events is not None:
+            self.actions = _table(1 + len(events.actions), d)
+        if given:
+            raise ValueError(f"tables {list(given)} are of no feature of this log")
         self.positions = positions
 
     @property
@@ -141,9 +209,16 @@ class Embeddings(nn.Module):
         """What was acted on, what was done, and when, summed: [B, N - since, d].
 
         Only the events from ``since`` on are embedded; earlier ones may say when.
+
+        Raises:
+            ValueError: these embeddings were made for a ranker that reads no history.
         """
+        if self.actions is None:
+            raise ValueError(
+                "these embeddings know no actions: make them with events=log.events"
+            )
         items, actions = history.item[:, since:], history.action[:, since:]
-        vectors = self.items(items).sum(-2) + self.actions(actions)
+        vectors = self.items(items).sum(-2) + self.actions(actions + 1)
         if self.positions is None:
             return vectors
         return vectors + self.positions(history)[:, since:]

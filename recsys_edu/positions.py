@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys_edu.batch import History
+from recsys_edu.configured import Configured
 
 BUCKETS = 26
 """Buckets of a distance: the last begins at 2^25 - 1, which is a year of seconds."""
@@ -35,7 +36,7 @@ def newer(mask: Tensor) -> Tensor:
     return mask.sum(-1, keepdim=True) - mask.long().cumsum(-1)
 
 
-class Positions(nn.Module, ABC):
+class Positions(Configured, nn.Module, ABC):
     """Event j of a history takes row p(j) of a table [rows, d]."""
 
     append_only: ClassVar[bool]

@@ -1,7 +1,6 @@
 """What the tests share: logs, features, rankers, requests, and error budgets."""
 
 import copy
-import os
 from dataclasses import dataclass
 from functools import cache
 
@@ -26,10 +25,6 @@ from recsys_edu.encoders.pooling import MeanPooling as PackageMeanPooling
 from recsys_edu.encoders.target_attention import DIN
 from recsys_edu.encoders.two_tower import TwoTower
 from recsys_edu.positions import Absolute, Recency, TimeGap
-
-# Triton asks when it is first imported, by whatever comes first: so before all others.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 # A shared machine may stop for a second anywhere; a slow example is not a failure.
 settings.register_profile("no deadline", deadline=None)
@@ -111,7 +106,7 @@ def make_log():
     """A function: (user, time) of each event -> a log whose row e shows item e."""
 
     def ids(name, n):
-        return Features.from_columns({}, {name: np.arange(n) + 1})
+        return Features.fit(np.arange(n), sparse={name: np.arange(n)})
 
     def make(events, **columns):
         user, timestamp = np.array(sorted(events, key=lambda event: event[1])).T
@@ -124,10 +119,8 @@ def make_log():
             action=np.arange(n) % 5,
             users=ids("user_id", n_users),
             items=ids("item_id", n),
-            user_ids=np.arange(n_users),
-            item_ids=np.arange(n),
             item_titles=None,
-            n_actions=5,
+            actions=(0, 1, 2, 3, 4),
             name="toy",
         )
         return InteractionLog(**log | columns)
@@ -157,7 +150,7 @@ def make_model(world):
         log = world.log
         torch.manual_seed(0)
         when = POSITIONS[positions](d)
-        embeddings = Embeddings(log.users, log.items, log.n_actions, d, positions=when)
+        embeddings = Embeddings(log.users, log.items, log.events, d, positions=when)
         encoder = ENCODERS[name](d, layers=layers, heads=heads, dropout=dropout)
         model = DLRM(embeddings, encoder).eval()
         for weight in model.parameters():  # large enough for all parts to be heard

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys_edu.batch import History, Request
+from recsys_edu.data import EventCoding
 from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
 from recsys_edu.encoders.base import Events, HistoryEncoder
@@ -45,7 +46,7 @@ def make_case(make_features, mean_pooling):
         embeddings = Embeddings(
             make_features(rng, N_USERS, **users),
             make_features(rng, N_ITEMS, **items),
-            N_ACTIONS,
+            EventCoding(tuple(range(N_ACTIONS))),
             d,
         )
         model = DLRM(embeddings, mean_pooling(d) if encoder else None, hidden=hidden)
@@ -89,9 +90,10 @@ def classic(model, request, dtype, absolute=False):
         vectors = []
         if side.dense_mlp is not None:
             W1, b1, W2, b2 = map(array, side.dense_mlp.parameters())
-            vectors.append(W2 @ np.maximum(0, W1 @ array(side.dense)[row] + b1) + b2)
+            x = array(side.values(row).dense)
+            vectors.append(W2 @ np.maximum(0, W1 @ x + b1) + b2)
         for name, table in side.tables.items():
-            value = side.get_buffer(f"value_{name}")[row].numpy()
+            value = side.values(row).sparse[name].numpy()
             rows = array(table.weight)
             if value.ndim == 0:
                 vectors.append(rows[value])
@@ -106,7 +108,7 @@ def classic(model, request, dtype, absolute=False):
         """The test's encoder, event by event."""
         known = [
             embed(embeddings.items, request.history.item[b, n]).sum(0)
-            + array(embeddings.actions.weight)[request.history.action[b, n]]
+            + array(embeddings.actions.weight)[1 + request.history.action[b, n]]
             for n in np.flatnonzero(request.history.mask[b].numpy())
         ]
         mean = sum(known, np.zeros_like(user[0])) / dtype(max(1, len(known)))
@@ -255,7 +257,8 @@ def test_each_clock_reads_what_it_knows(make_case, encoder):
     model, request = make_case(**LARGE | dict(encoder=encoder))
     expected = model(request)
     # Request clock: the candidates are not there yet.
-    kept = model.encode_request(dataclasses.replace(request, candidates=None))
+    none = request.candidates[:, :0]
+    kept = model.encode_request(dataclasses.replace(request, candidates=none))
     # Item clock: there is no user.
     users, model.embeddings.users = model.embeddings.users, None
     catalogue = model.encode_items(torch.arange(N_ITEMS))
@@ -269,7 +272,8 @@ def test_each_clock_reads_what_it_knows(make_case, encoder):
 
 def test_a_naive_dlrm_reads_no_history(make_case):
     model, request = make_case(**LARGE | dict(encoder=False))
-    without = dataclasses.replace(request, history=None)
+    none = request.history.map(lambda t: t[:, :0])
+    without = dataclasses.replace(request, history=none)
     assert torch.equal(model(without), model(request))
 
 

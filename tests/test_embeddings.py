@@ -1,5 +1,6 @@
 """Embeddings against loops. Integers make float arithmetic exact: no tolerance."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys_edu.batch import impressions_at
-from recsys_edu.data import Features, Histories
+from recsys_edu.data import EventCoding, Features, Histories
 from recsys_edu.embeddings import Embeddings, FeatureEmbedding, pairwise_dots
 
 SEEDS = st.integers(0, 2**16)
@@ -94,9 +95,15 @@ def test_feature_embedding_equals_a_loop(make_features, shape, n, d, seed):
     assert torch.equal(own, expected)
 
 
+def of_codes(**sparse):
+    """Features of codes, in tables that are as large as these codes ask for."""
+    n = len(next(iter(sparse.values())))
+    rows = {name: int(codes.max()) + 1 for name, codes in sparse.items()}
+    return Features(np.zeros((n, 0), np.float32), (), sparse, rows)
+
+
 def bag_features(values):
-    values = np.array(values)
-    return Features.from_columns({}, {"bag": values})
+    return of_codes(bag=np.array(values))
 
 
 def test_a_bag_is_the_mean_of_its_members():
@@ -116,7 +123,7 @@ def test_an_empty_bag_has_a_finite_gradient():
 
 def test_padding_of_a_bag_never_trains_and_an_unknown_value_does():
     sparse = {"bag": np.array([[0, 1], [0, 0]]), "plain": np.array([0, 1])}
-    module = FeatureEmbedding(Features.from_columns({}, sparse), 2)
+    module = FeatureEmbedding(of_codes(**sparse), 2)
     before = {name: t.weight.detach().clone() for name, t in module.tables.items()}
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, weight_decay=3.0)
     for _ in range(3):
@@ -133,24 +140,68 @@ def test_features_are_no_weights(make_features):
     module = FeatureEmbedding(make_features(rng, 5, dense=2, plain=1, bags=1), 3)
     weights = {name for name, _ in module.named_parameters()}
     assert set(module.state_dict()) == weights
-    places = {name: buffer.device.type for name, buffer in module.named_buffers()}
-    assert set(places) == {"dense", "value_plain_0", "value_bag_0"}
-    moved = module.to("meta")
-    assert {buffer.device.type for buffer in moved.buffers()} == {"meta"}
+    assert not list(module.buffers())
+    assert copy.deepcopy(module).values is module.values
+    double = copy.deepcopy(module).double()
+    assert double.values(torch.tensor([1])).dense.dtype == torch.float64
+    assert module.values(torch.tensor([1])).dense.dtype == torch.float32
+    assert module.to("meta")(torch.zeros(2, 1, device="meta").long()).is_meta
 
 
-@pytest.mark.parametrize("name", ["type", "keys", "items", "train", "d", "a b"])
+@pytest.mark.parametrize("name", ["type", "keys", "items", "train", "d", "a b", "a.b"])
 def test_a_feature_may_have_any_column_s_name(name):
-    features = Features.from_columns({}, {name: np.array([1, 2])})
+    features = of_codes(**{name: np.array([1, 2])})
     module = FeatureEmbedding(features, 2)
     assert list(module.tables) == [name]
     assert module(torch.tensor([1])).shape == (1, 1, 2)
 
 
+def test_what_was_never_seen_says_nothing():
+    module = FeatureEmbedding(
+        of_codes(plain=np.array([1, 2]), bag=np.array([[1], [2]])), 2
+    )
+    assert module(torch.tensor([-1])).tolist() == [[[0.0, 0.0], [0.0, 0.0]]]
+
+
+@pytest.mark.parametrize("index", [-2, 2, 2**40])
+def test_an_index_of_nobody_is_refused(index):
+    module = FeatureEmbedding(of_codes(plain=np.array([1, 2])), 2)
+    with pytest.raises(IndexError):
+        module(torch.tensor([index]))
+
+
+def test_a_side_without_features_is_one_vector():
+    module = FeatureEmbedding(of_codes(only=np.array([1, 2])).without("only"), 3)
+    vectors = module(torch.tensor([[0, 1, -1]]))
+    assert vectors.shape == (1, 3, 1, 3) and module.n_vectors == 1
+    assert torch.equal(vectors[0, 0], vectors[0, 2])
+    vectors.sum().backward()
+    assert module.everybody.grad.tolist() == [3.0, 3.0, 3.0]
+
+
+def test_tables_may_come_from_outside(embeddings, make_features):
+    users = make_features(np.random.default_rng(0), 3)
+    table = torch.nn.Embedding(4, 4)
+    made = Embeddings(users, users, None, 4, tables={"items.plain_0": table})
+    assert made.items.tables["plain_0"] is table is not made.users.tables["plain_0"]
+    code = torch.tensor(users.sparse["plain_0"][1])
+    assert torch.equal(made.items(torch.tensor(1))[-1], table(code))
+    with pytest.raises(ValueError, match=r"items\.no"):
+        Embeddings(users, users, None, 4, tables={"items.no": table})
+
+
+def test_a_ranker_without_history_has_no_table_of_actions(make_features):
+    users = make_features(np.random.default_rng(0), 3)
+    made = Embeddings(users, users, None, 4)
+    assert not [name for name, _ in made.named_parameters() if "action" in name]
+    with pytest.raises(ValueError, match="know no actions"):
+        made.events(None)
+
+
 def test_ids_start_near_no_effect():
     """A dot of two vectors, d terms of variance s^4, starts with spread sqrt(d) s^2."""
     d = 16
-    features = Features.from_columns({}, {"id": np.arange(2_000)})
+    features = of_codes(id=np.arange(2_000) + 1)
     torch.manual_seed(0)
     vectors = FeatureEmbedding(features, d)(torch.arange(2_000))[:, 0]
     dots = (vectors[::2] * vectors[1::2]).sum(-1)
@@ -164,7 +215,9 @@ def embeddings(make_features):
     rng = np.random.default_rng(0)
     users = make_features(rng, 3, dense=2)
     items = integer_features(make_features, rng, 9, dict(dense=2, plain=1, bags=0))
-    return with_integers(Embeddings(users, items, n_actions=5, d=4), rng)
+    return with_integers(
+        Embeddings(users, items, events=EventCoding(tuple(range(5))), d=4), rng
+    )
 
 
 def test_an_event_is_what_was_acted_on_plus_what_was_done(make_log, embeddings):
@@ -175,11 +228,11 @@ def test_an_event_is_what_was_acted_on_plus_what_was_done(make_log, embeddings):
     assert events.shape == (*history.item.shape, 4)
     for at in zip(*np.nonzero(history.mask.numpy()), strict=True):
         vectors = embeddings.items(history.item[at])
-        expected = sum(vectors) + embeddings.actions.weight[history.action[at]]
+        expected = sum(vectors) + embeddings.actions.weight[1 + history.action[at]]
         assert torch.equal(events[at], expected)
 
 
 def test_users_and_items_have_their_own_tables(embeddings):
-    assert embeddings.users.dense.shape == (3, 2)
-    assert embeddings.items.dense.shape == (9, 2)
+    assert len(embeddings.users.values) == 3
+    assert len(embeddings.items.values) == 9
     assert embeddings.d == 4

@@ -63,7 +63,7 @@ class Dropping(DLRM):
 def dlrm(log, encoder=None, *, model=DLRM, seed=0, hidden=(8,)):
     """A small model; `encoder` is a class of encoders."""
     torch.manual_seed(seed)
-    embeddings = Embeddings(log.users, log.items, 2, d=4)
+    embeddings = Embeddings(log.users, log.items, log.events, d=4)
     return model(embeddings, encoder and encoder(4), hidden=hidden)
 
 
@@ -254,7 +254,7 @@ def learned_auc(world, encoder=None, max_events=0):
     split = split_by_time(log)
     users = log.users.without("user_id")
     torch.manual_seed(0)
-    embeddings = Embeddings(users, log.items, 2, d=8)
+    embeddings = Embeddings(users, log.items, log.events, d=8)
     model = DLRM(embeddings, encoder and encoder(8), hidden=(16,))
     fit(
         model, log, histories, split, seed=0, max_epochs=8, learning_rate=0.01,

@@ -4,8 +4,9 @@ The loaders are modules: `from recsys_edu.data import movielens, kuairand, table
 They are not imported here, because they bring pandas with them.
 """
 
+from recsys_edu.data.coding import UNKNOWN, Coding, EventCoding
+from recsys_edu.data.features import Features
 from recsys_edu.data.interactions import (
-    Features,
     Histories,
     InteractionLog,
     Split,
@@ -15,6 +16,9 @@ from recsys_edu.data.interactions import (
 )
 
 __all__ = [
+    "UNKNOWN",
+    "Coding",
+    "EventCoding",
     "Features",
     "Histories",
     "InteractionLog",

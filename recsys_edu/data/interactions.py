@@ -11,105 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recsys_edu.data.coding import UNKNOWN, EventCoding
+from recsys_edu.data.features import Features, require, require_column
+
 LAST_SECOND = 4_102_444_800  # 2100-01-01 UTC; later "seconds" are milliseconds
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Features:
-    """Static features of n users or of n items, one row each.
-
-    The rows are read by the embedding tables: those of items on the item clock, those
-    of users on the request clock.
-
-    Attributes:
-        dense: [n, D] float32, finite, standardised by the loader.
-        dense_names: D names, one per column of `dense`.
-        sparse: name -> [n] int64, or [n, W] int64 for a bag of up to W values; 0 is
-            "unknown" in a column and padding in a bag.
-        cardinality: name -> rows its embedding table needs: max value + 1, 0 included.
-
-    Raises:
-        ValueError: a wrong shape, dtype, name or value; says which column and row.
-    """
-
-    dense: np.ndarray
-    dense_names: tuple[str, ...]
-    sparse: dict[str, np.ndarray]
-    cardinality: dict[str, int]
-
-    def __post_init__(self) -> None:
-        if self.dense.ndim != 2 or self.dense.shape[1] != len(self.dense_names):
-            raise ValueError(
-                f"dense has shape {self.dense.shape}, but there are "
-                f"{len(self.dense_names)} dense names: it must be [n, D]"
-            )
-        if self.sparse.keys() != self.cardinality.keys():
-            raise ValueError(
-                f"sparse has {sorted(self.sparse)}, "
-                f"but cardinality has {sorted(self.cardinality)}"
-            )
-        names = [*self.dense_names, *self.sparse]
-        if len(set(names)) < len(names):
-            raise ValueError(f"a feature name appears twice in {names}")
-        for name, column in zip(self.dense_names, self.dense.T, strict=True):
-            _require_column(name, column, np.float32, len(self))
-            _require(np.isfinite(column), name, column, "is not finite")
-        for name, column in self.sparse.items():
-            _require_column(name, column, np.int64, len(self), dimensions=(1, 2))
-            size = self.cardinality[name]
-            ok = (column >= 0) & (column < size)
-            ok = ok.reshape(len(self), -1).all(axis=1)
-            _require(ok, name, column, f"is outside 0..{size - 1}")
-
-    @classmethod
-    def from_columns(
-        cls, dense: dict[str, np.ndarray], sparse: dict[str, np.ndarray]
-    ) -> "Features":
-        """Features of raw columns, at least one of them sparse.
-
-        A dense column [n] becomes (x - mean) / standard deviation over the n rows; a
-        missing value (NaN) becomes 0, the mean, as does a column that never varies.
-        Cardinalities are those of the values seen.
-        """
-        n = len(next(iter(sparse.values())))
-        columns = np.zeros((n, len(dense)), dtype=np.float32)
-        for column, values in zip(columns.T, dense.values(), strict=True):
-            known = ~np.isnan(values)
-            if known.any():
-                spread = values[known].std() or 1.0
-                column[known] = (values[known] - values[known].mean()) / spread
-        return cls(
-            dense=columns,
-            dense_names=tuple(dense),
-            sparse=sparse,
-            cardinality={name: int(v.max()) + 1 for name, v in sparse.items()},
-        )
-
-    def __len__(self) -> int:
-        return len(self.dense)
-
-    def __repr__(self) -> str:
-        sparse = ", ".join(f"{name} ({n:,})" for name, n in self.cardinality.items())
-        dense = ", ".join(self.dense_names)
-        return f"Features({len(self):,} rows;\n  sparse: {sparse};\n  dense: {dense})"
-
-    def without(self, *names: str) -> "Features":
-        """The same features less those called `names`, dense or sparse.
-
-        Raises:
-            KeyError: a name that is not there; says which names are.
-        """
-        there = [*self.dense_names, *self.sparse]
-        if unknown := [name for name in names if name not in there]:
-            raise KeyError(f"no feature {unknown}: there are {there}")
-        kept = [name not in names for name in self.dense_names]
-        sparse = {k: v for k, v in self.sparse.items() if k not in names}
-        return Features(
-            dense=self.dense[:, np.array(kept, dtype=bool)],
-            dense_names=tuple(n for n in self.dense_names if n not in names),
-            sparse=sparse,
-            cardinality={name: self.cardinality[name] for name in sparse},
-        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -121,14 +26,12 @@ class InteractionLog:
         item: [E] int64 in 0..I-1.
         timestamp: [E] int64, seconds since 1970 (UTC), never decreasing.
         label: [E] float32, 1 where the impression was a success and 0 where not.
-        action: [E] int64 in 0..n_actions-1, what the user did; it is known only
+        action: [E] int64, what the user did: a place in `actions`; it is known only
             afterwards, so it may be read in a history and never in a candidate.
-        users: static features of the U users.
-        items: static features of the I items.
-        user_ids: [U] the source's own id of each user.
-        item_ids: [I] the source's own id of each item.
+        users: the U users, their ids and static features.
+        items: the I items, their ids and static features.
         item_titles: [I] a name to print, or None.
-        n_actions: how many different actions there are.
+        actions: the source's own value of each action.
         name: what to call this log in errors and figures.
 
     Raises:
@@ -143,10 +46,8 @@ class InteractionLog:
     action: np.ndarray
     users: Features
     items: Features
-    user_ids: np.ndarray
-    item_ids: np.ndarray
     item_titles: np.ndarray | None
-    n_actions: int
+    actions: tuple
     name: str
 
     def __post_init__(self) -> None:
@@ -165,26 +66,21 @@ class InteractionLog:
             ("action", self.n_actions),
         ):
             values = getattr(self, column)
-            _require_column(column, values, np.int64, len(self))
+            require_column(column, values, np.int64, len(self))
             ok = (values >= 0) & (values < limit)
-            _require(ok, column, values, f"is outside 0..{limit - 1}")
+            require(ok, column, values, f"is outside 0..{limit - 1}")
         in_order = np.diff(self.timestamp, prepend=self.timestamp[:1]) >= 0
         rule = (
             "is earlier than the row before: sort, or use InteractionLog.from_unsorted"
         )
-        _require(in_order, "timestamp", self.timestamp, rule)
-        _require_column("label", self.label, np.float32, len(self))
-        _require(np.isin(self.label, (0, 1)), "label", self.label, "is not 0 or 1")
-        for column, ids, size in (
-            ("user_ids", self.user_ids, self.n_users),
-            ("item_ids", self.item_ids, self.n_items),
-            ("item_titles", self.item_titles, self.n_items),
-        ):
-            if ids is not None and ids.shape != (size,):
-                raise ValueError(f"{column} has shape {ids.shape}, expected ({size},)")
-        for column, ids in (("user_ids", self.user_ids), ("item_ids", self.item_ids)):
-            if len(np.unique(ids)) < len(ids):
-                raise ValueError(f"{column} holds the same id twice")
+        require(in_order, "timestamp", self.timestamp, rule)
+        require_column("label", self.label, np.float32, len(self))
+        require(np.isin(self.label, (0, 1)), "label", self.label, "is not 0 or 1")
+        titles = self.item_titles
+        if titles is not None and titles.shape != (self.n_items,):
+            raise ValueError(
+                f"item_titles has shape {titles.shape}, expected ({self.n_items},)"
+            )
 
     @classmethod
     def from_unsorted(
@@ -230,13 +126,34 @@ class InteractionLog:
         """I, counting items that the log never shows."""
         return len(self.items)
 
+    @property
+    def n_actions(self) -> int:
+        """How many different actions there are."""
+        return len(self.actions)
+
+    @property
+    def events(self) -> EventCoding:
+        """How actions are coded, and when events happened."""
+        first, last = self.timestamp[[0, -1]].tolist()
+        return EventCoding(self.actions, first, last)
+
+    @property
+    def user_ids(self) -> np.ndarray:
+        """[U] the source's own id of each user."""
+        return self.users.ids
+
+    @property
+    def item_ids(self) -> np.ndarray:
+        """[I] the source's own id of each item."""
+        return self.items.ids
+
     def user_index(self, ids: Sequence | np.ndarray) -> np.ndarray:
         """Index [k] of the k users whose source ids are `ids`.
 
         Raises:
             KeyError: an id that is not in this log; names the first few.
         """
-        return _index(self.user_ids, ids, f"user id in {self.name}")
+        return _index(self.users, ids, f"user id in {self.name}")
 
     def item_index(self, ids: Sequence | np.ndarray) -> np.ndarray:
         """Index [k] of the k items whose source ids are `ids`.
@@ -244,7 +161,7 @@ class InteractionLog:
         Raises:
             KeyError: an id that is not in this log; names the first few.
         """
-        return _index(self.item_ids, ids, f"item id in {self.name}")
+        return _index(self.items, ids, f"item id in {self.name}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -352,31 +269,6 @@ class Histories:
         return self.end[rows] - self.start[rows]
 
 
-def _require_column(
-    column: str, values: np.ndarray, dtype: type, size: int, dimensions=(1,)
-) -> None:
-    ok = values.dtype == dtype and values.ndim in dimensions and len(values) == size
-    if not ok:
-        raise ValueError(
-            f"column {column!r} is {values.dtype} {list(values.shape)}, "
-            f"expected {np.dtype(dtype)} with {size} rows"
-        )
-
-
-def _require(ok: np.ndarray, column: str, values: np.ndarray, rule: str) -> None:
-    if not ok.all():
-        row = int(np.argmin(ok))
-        raise ValueError(f"column {column!r}, row {row}: {values[row]} {rule}")
-
-
-def _index(known: np.ndarray, ids: Sequence | np.ndarray, what: str) -> np.ndarray:
-    index = {key: row for row, key in enumerate(known.tolist())}
-    wanted = np.asarray(ids).tolist()
-    if unknown := [key for key in wanted if key not in index]:
-        raise KeyError(f"no such {what}: {unknown[:5]} ({len(unknown)} unknown)")
-    return np.array([index[key] for key in wanted], dtype=np.int64)
-
-
 def _borders(fractions: Sequence[float], rows: int) -> np.ndarray:
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
         raise ValueError(f"fractions {fractions} are not three shares that add to 1")
@@ -396,3 +288,11 @@ def _cut(rows: np.ndarray, borders: np.ndarray) -> Split:
             f"{len(rows)} rows leave {empty} empty: other fractions, or a longer log"
         )
     return Split(**parts)
+
+
+def _index(known: Features, ids: Sequence | np.ndarray, what: str) -> np.ndarray:
+    index = known.index(ids)
+    unknown = np.asarray(ids)[index == UNKNOWN].tolist()
+    if unknown:
+        raise KeyError(f"no such {what}: {unknown[:5]} ({len(unknown)} unknown)")
+    return index

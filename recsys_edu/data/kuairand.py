@@ -14,12 +14,12 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyarrow import csv
 
+from recsys_edu.data.features import Features
 from recsys_edu.data.fetch import Source, fetch, unpack
-from recsys_edu.data.interactions import LAST_SECOND, Features, InteractionLog
-from recsys_edu.data.tables import Sheet, categories
+from recsys_edu.data.interactions import LAST_SECOND, InteractionLog
+from recsys_edu.data.tables import Sheet
 
 TERMS = (
     "KuaiRand is CC BY-SA 4.0; cite Gao et al. (2022), doi.org/10.1145/3511808.3557624"
@@ -111,10 +111,8 @@ def load(
         action=rows["action"][order],
         users=_user_features(folder / users, user_ids),
         items=_item_features(folder / videos, item_ids),
-        user_ids=user_ids,
-        item_ids=item_ids,
         item_titles=None,
-        n_actions=len(ACTIONS),
+        actions=ACTIONS,
         name=SOURCES[variant].name.removesuffix(".tar.gz"),
     )
 
@@ -139,35 +137,32 @@ def _read_log(path: Path) -> dict[str, np.ndarray]:
 
 def _user_features(path: Path, user_ids: np.ndarray) -> Features:
     frame = _aligned(_read(path, USER_COLUMNS), "user_id", user_ids)
-    sparse = {"user_id": np.arange(len(user_ids)) + 1}
+    sparse = {"user_id": user_ids}
     for name in ("user_active_degree", *CODES):
-        sparse[name] = categories(frame[name])
+        sparse[name] = frame[name].to_numpy(dtype=_type(frame[name]))
     # Counts run over five decades: their logarithm is what can be standardised.
     dense = {name: np.log1p(frame[name].to_numpy().clip(min=0)) for name in COUNTS}
-    return Features.from_columns(dense, sparse)
+    return Features.fit(user_ids, dense, sparse)
 
 
 def _item_features(path: Path, item_ids: np.ndarray) -> Features:
     frame = _aligned(_read(path, VIDEO_COLUMNS), "video_id", item_ids)
     duration = frame["video_duration"].to_numpy().clip(min=0)
-    sparse = {"item_id": np.arange(len(item_ids)) + 1}
+    sparse = {"item_id": item_ids}
     for name in ("author_id", "video_type", "upload_type", "music_type"):
-        sparse[name] = categories(frame[name])
+        sparse[name] = frame[name].to_numpy(dtype=_type(frame[name]))
     sparse["tags"] = _bags(frame["tag"])
-    return Features.from_columns({"video_duration": np.log1p(duration)}, sparse)
+    return Features.fit(item_ids, {"video_duration": np.log1p(duration)}, sparse)
 
 
-def _bags(tags: pd.Series) -> np.ndarray:
-    """The first tags of "12,65" and the like as codes [n, MAX_TAGS], 0-padded."""
-    text = pa.array(tags.to_numpy(object), pa.string(), from_pandas=True)
-    lists = pc.split_pattern(text, ",")
-    row = pc.list_parent_indices(lists).to_numpy()
-    code = categories(lists.flatten().to_pandas())
-    slot = np.arange(len(row)) - np.searchsorted(row, row)
-    kept = slot < MAX_TAGS
-    bags = np.zeros((len(tags), MAX_TAGS), dtype=np.int64)
-    bags[row[kept], slot[kept]] = code[kept]
-    return bags
+def _type(column: pd.Series) -> type:
+    return float if pd.api.types.is_numeric_dtype(column) else object
+
+
+def _bags(tags: pd.Series) -> list[list[str]]:
+    """The first tags of "12,65" and the like, at most MAX_TAGS."""
+    known = tags.where(tags.notna(), "")
+    return [text.split(",")[:MAX_TAGS] if text else [] for text in known]
 
 
 def _aligned(sheet: Sheet, key: str, ids: np.ndarray) -> pd.DataFrame:

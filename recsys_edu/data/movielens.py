@@ -13,9 +13,9 @@ import zipfile
 import numpy as np
 import pandas as pd
 
+from recsys_edu.data.features import Features
 from recsys_edu.data.fetch import Source, fetch
-from recsys_edu.data.interactions import Features, InteractionLog
-from recsys_edu.data.tables import categories
+from recsys_edu.data.interactions import InteractionLog
 
 TERMS = (
     "MovieLens-100K is GroupLens' data, for research use, not to be redistributed; "
@@ -75,40 +75,38 @@ def load_100k() -> InteractionLog:
         action=rating - 1,
         users=_user_features(people),
         items=_item_features(films),
-        user_ids=people["user"].to_numpy(),
-        item_ids=films["item"].to_numpy(),
         item_titles=films["title"].to_numpy(dtype=str),
-        n_actions=5,
+        actions=(1, 2, 3, 4, 5),
         name="MovieLens-100K",
     )
 
 
 def _user_features(people: pd.DataFrame) -> Features:
-    return Features.from_columns(
+    return Features.fit(
+        people["user"].to_numpy(),
         dense={"age": people["age"].to_numpy()},
         sparse={
-            "user_id": np.arange(len(people)) + 1,
-            "age_group": np.digitize(people["age"], AGES) + 1,
-            "gender": categories(people["gender"]),
-            "occupation": categories(people["occupation"]),
+            "user_id": people["user"].to_numpy(),
+            "age_group": np.digitize(people["age"], AGES),
+            "gender": people["gender"].tolist(),
+            "occupation": people["occupation"].tolist(),
         },
+        categories={"age_group": range(len(AGES) + 1)},
     )
 
 
 def _item_features(films: pd.DataFrame) -> Features:
     year = np.array([_year(title) for title in films["title"]])
-    period = np.where(np.isnan(year), 0, np.digitize(year, RELEASES) + 1)
-    bags = [[GENRES.index(genre) + 1 for genre in row] for row in films["genres"]]
-    genres = np.zeros((len(films), max(map(len, bags))), dtype=np.int64)
-    for row, bag in zip(genres, bags, strict=True):
-        row[: len(bag)] = bag
-    return Features.from_columns(
+    period = np.digitize(year, RELEASES).astype(float)
+    return Features.fit(
+        films["item"].to_numpy(),
         dense={"release_year": year},
         sparse={
-            "item_id": np.arange(len(films)) + 1,
-            "genres": genres,
-            "release_period": period,
+            "item_id": films["item"].to_numpy(),
+            "genres": films["genres"].tolist(),
+            "release_period": np.where(np.isnan(year), np.nan, period),
         },
+        categories={"genres": GENRES, "release_period": range(len(RELEASES) + 1)},
     )
 
 

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit, log_expit
 
+from recsys_edu.data.features import Features
 from recsys_edu.data.interactions import (
-    Features,
     Histories,
     InteractionLog,
     earlier_events,
@@ -190,10 +190,8 @@ def planted_world(
         action=label[order].astype(np.int64),
         users=_sparse_features(user_id=np.arange(n_users), segment=segment),
         items=_sparse_features(item_id=np.arange(n_items), topic=topic),
-        user_ids=np.arange(n_users),
-        item_ids=np.arange(n_items),
         item_titles=None,
-        n_actions=2,
+        actions=(0, 1),
         name="planted world",
     )
     return PlantedWorld(
@@ -235,11 +233,6 @@ def _draw_of_topic(
 
 def _sparse_features(**columns: np.ndarray) -> Features:
     """Sparse features from columns of values v >= 0, kept as v + 1 (0: unknown)."""
-    sparse = {name: column.astype(np.int64) + 1 for name, column in columns.items()}
-    size = len(next(iter(sparse.values())))
-    return Features(
-        dense=np.zeros((size, 0), np.float32),
-        dense_names=(),
-        sparse=sparse,
-        cardinality={name: int(column.max()) + 1 for name, column in sparse.items()},
-    )
+    categories = {name: np.arange(c.max() + 1) for name, c in columns.items()}
+    size = len(next(iter(columns.values())))
+    return Features.fit(np.arange(size), sparse=columns, categories=categories)

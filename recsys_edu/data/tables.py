@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recsys_edu.data.interactions import LAST_SECOND, Features, InteractionLog
+from recsys_edu.data.features import Features
+from recsys_edu.data.interactions import LAST_SECOND, InteractionLog
 
 Table = str | Path | pd.DataFrame
 UNITS = {"s": 1, "ms": 1000}  # ticks a second
@@ -58,12 +59,12 @@ def read(
     hint = "a label is 0 or 1: threshold it first"
     impressions.refuse(~np.isin(labels, (0, 1)), label, hint)
     if action is None:
-        actions, n_actions = labels.astype(np.int64), 2
+        actions, values = labels.astype(np.int64), (0, 1)
     else:
         actions, known = pd.factorize(impressions.column(action), sort=True)
-        n_actions = len(known)
-    user_row, user_ids, users = _entities(impressions, user, user_features, "user_id")
-    item_row, item_ids, items = _entities(impressions, item, item_features, "item_id")
+        values = tuple(known.tolist())
+    user_row, users = _entities(impressions, user, user_features, "user_id")
+    item_row, items = _entities(impressions, item, item_features, "item_id")
     # Sort by the time as given: whole seconds would lose the order of milliseconds.
     order = np.argsort(time, kind="stable")
     return InteractionLog.from_unsorted(
@@ -74,17 +75,10 @@ def read(
         action=actions[order].astype(np.int64),
         users=users,
         items=items,
-        user_ids=user_ids,
-        item_ids=item_ids,
         item_titles=None,
-        n_actions=n_actions,
+        actions=values,
         name=impressions.name,
     )
-
-
-def categories(values: pd.Series) -> np.ndarray:
-    """Codes [n] of a column [n]: 0 where missing, else 1 + the rank of its value."""
-    return pd.factorize(values, sort=True)[0].astype(np.int64) + 1
 
 
 class Sheet:
@@ -171,8 +165,8 @@ def _refuse_times(sheet: Sheet, column: str, time: np.ndarray, unit: str) -> Non
 
 def _entities(
     log: Sheet, key: str, table: Table | None, id_feature: str
-) -> tuple[np.ndarray, np.ndarray, Features]:
-    """The log's users or items: each row's index [E], the ids [n], their features."""
+) -> tuple[np.ndarray, Features]:
+    """The log's users or items: each row's index [E], and their features."""
     shown = log.ids(key)
     if table is None:
         known = pd.DataFrame(index=shown[:0])
@@ -196,17 +190,19 @@ def _entities(
     else:
         names = names.sort_values()
         ids = names.to_numpy(dtype=str)
-    return names.get_indexer(shown), ids, _features(known, names, id_feature)
+    return names.get_indexer(shown), _features(known, names, ids, id_feature)
 
 
-def _features(known: pd.DataFrame, names: pd.Index, id_feature: str) -> Features:
+def _features(
+    known: pd.DataFrame, names: pd.Index, ids: np.ndarray, id_feature: str
+) -> Features:
     """Features of all `names` [n]; those without a row in `known` are unknown."""
-    dense, sparse = {}, {id_feature: np.arange(len(names)) + 1}
+    dense, sparse = {}, {id_feature: ids}
     for name, column in known.reindex(names).items():
         if name == id_feature:
             raise ValueError(f"the name {name!r} is taken: rename this feature")
         if pd.api.types.is_any_real_numeric_dtype(column):
             dense[name] = column.to_numpy(dtype=np.float64, na_value=np.nan)
         else:
-            sparse[name] = categories(column)
-    return Features.from_columns(dense, sparse)
+            sparse[name] = column.tolist()
+    return Features.fit(ids, dense, sparse)

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from torch import Tensor, nn
 
+from recsys_edu.configured import Configured
 from recsys_edu.tree import TensorTree
 
 Code = Tensor | TensorTree
@@ -40,7 +41,7 @@ class CannotExtend(ValueError):
     """A code may not be carried over to a longer history; the message says why."""
 
 
-class HistoryEncoder(nn.Module, ABC, Generic[ItemCode, HistoryCode]):
+class HistoryEncoder(Configured, nn.Module, ABC, Generic[ItemCode, HistoryCode]):
     """Fuses M candidates with a user's history of N events.
 
     The three methods are the three clocks. What a method may depend on is what its

@@ -36,7 +36,7 @@ def building() -> dict[str, object]:
     """Items a minute into an index, its bytes an item, and how far a weight is off."""
     log = planted_world(seed=0, n_impressions=1000, n_items=CATALOGUE).log
     torch.manual_seed(0)
-    embeddings = Embeddings(log.users, log.items, log.n_actions, D)
+    embeddings = Embeddings(log.users, log.items, log.events, D)
     model = DLRM(embeddings, LimeXOR(D, r=R)).eval()
     types = (torch.float32, torch.float16, torch.int8)
     timings = compare(

@@ -400,7 +400,7 @@ def ranker(name: str, items: int) -> DLRM:
     fused = partial(LimeXOR, D, r=R, layers=LAYERS, form="fused")
     log, made = world(items), ENCODERS | {"LIME-XOR, fused": fused}
     torch.manual_seed(0)
-    embeddings = Embeddings(log.users, log.items, log.n_actions, D)
+    embeddings = Embeddings(log.users, log.items, log.events, D)
     return DLRM(embeddings, made[name]()).eval().to(device())
 
 

@@ -61,7 +61,7 @@ def ranker(name: str, **options: int) -> DLRM:
     """A ranker of that world around ``ENCODERS[name]``, with random weights."""
     log = world()
     torch.manual_seed(0)
-    embeddings = Embeddings(log.users, log.items, log.n_actions, D)
+    embeddings = Embeddings(log.users, log.items, log.events, D)
     return DLRM(embeddings, ENCODERS[name](**options)).eval()
 
 

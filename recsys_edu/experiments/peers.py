@@ -122,7 +122,7 @@ def ours(
     ):
         torch.manual_seed(0)
         model = DLRM(
-            Embeddings(users, log.items, log.n_actions, D),
+            Embeddings(users, log.items, log.events, D),
             AppendEncoder(D, causal=True, layers=LAYERS, heads=HEADS),
         )
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=3.0)

@@ -60,7 +60,7 @@ class Model:
         log, histories, split = dataset()
         torch.manual_seed(seed)
         embeddings = Embeddings(
-            log.users.without(*self.left_out), log.items, log.n_actions, D
+            log.users.without(*self.left_out), log.items, log.events, D
         )
         ranker = DLRM(embeddings, self.encoder())
         fitted = fit(

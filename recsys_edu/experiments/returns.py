@@ -146,11 +146,11 @@ def by_hand(world: PlantedWorld) -> DLRM:
     topics = torch.eye(d)[:k]
     features = log.users.without("user_id"), log.items.without("item_id")
     encoder = LimeMHA(d, r=k, heads=1, dropout=0.0)
-    model = DLRM(Embeddings(*features, log.n_actions, d), encoder, hidden=(1,))
+    model = DLRM(Embeddings(*features, log.events, d), encoder, hidden=(1,))
     for weight in model.parameters():
         weight.zero_()
     model.embeddings.items.tables["topic"].weight[1:] = topics  # 0 is the unknown
-    model.embeddings.actions.weight.copy_(torch.stack([skip, click]))
+    model.embeddings.actions.weight[1:].copy_(torch.stack([skip, click]))
     encoder.start.copy_(start + one)
     encoder.links.copy_(LARGE * (topics + start))
     _undo(encoder.norm_item, topics[0])
@@ -205,7 +205,7 @@ def train(name: str, seed: int) -> tuple[DLRM, Fit]:
     log = data.world.log
     torch.manual_seed(seed)
     features = log.users.without("user_id"), log.items.without("item_id")
-    ranker = DLRM(Embeddings(*features, log.n_actions, D), encoder())
+    ranker = DLRM(Embeddings(*features, log.events, D), encoder())
     fitted = fit(
         ranker,
         log,

@@ -36,7 +36,7 @@ def ranker() -> DLRM:
     """A ranker with random weights over a planted world."""
     log = world()
     torch.manual_seed(0)
-    embeddings = Embeddings(log.users, log.items, log.n_actions, D)
+    embeddings = Embeddings(log.users, log.items, log.events, D)
     return DLRM(embeddings, AppendEncoder(D, layers=LAYERS)).eval()
 
 

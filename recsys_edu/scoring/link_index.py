@@ -218,15 +218,13 @@ def _item_side(model: DLRM, n: int) -> Iterator[tuple[str, Tensor]]:
     items = model.embeddings.items
     for name, table in items.named_parameters():
         yield f"items.{name}", table
-    for name, feature in items.named_buffers():  # one row an item
-        yield f"items.{name}", feature[:n]
     for name, weight in model.encoder.named_parameters():
         yield f"{model.encoder.phi}.{name}", weight
 
 
 def _n_items(model: DLRM) -> int:
     """How many items the model can embed."""
-    return len(model.embeddings.items.dense)
+    return len(model.embeddings.items.values)
 
 
 def _longer(table: Tensor, n: int, fill: float) -> Tensor:

@@ -100,8 +100,10 @@ def make_log():
     """A function: users, timestamps and columns to replace -> InteractionLog."""
 
     def features(name: str, n: int) -> Features:
-        sparse = {f"{name}_id": np.arange(n) + 1, "kind": np.arange(n) % 3}
-        return Features.from_columns({"weight": np.arange(float(n))}, sparse)
+        people, things = np.array([f"u{i}" for i in range(n)]), np.arange(n) + 100
+        ids = things if name == "item" else people
+        sparse = {f"{name}_id": ids, "kind": np.arange(n) % 3}
+        return Features.fit(ids, {"weight": np.arange(float(n))}, sparse)
 
     def make(user, timestamp, /, **columns) -> InteractionLog:
         events = len(user)
@@ -114,10 +116,8 @@ def make_log():
             action=np.arange(events) % 5,
             users=features("user", n_users),
             items=features("item", 7),
-            user_ids=np.array([f"u{i}" for i in range(n_users)]),
-            item_ids=np.arange(7) + 100,
             item_titles=None,
-            n_actions=5,
+            actions=(0, 1, 2, 3, 4),
             name="toy",
         )
         return InteractionLog(**log | columns)

@@ -158,8 +158,6 @@ def test_a_log_of_one_second_cannot_be_split_by_time(make_log):
         ({"label": np.array([0, 1, 1])}, "column 'label' is int64"),
         ({"item": np.array([1, 2])}, "'item' is int64 .2., expected int64 with 3 rows"),
         ({"item": np.array([1, 2, 3], np.int32)}, "column 'item' is int32"),
-        ({"user_ids": np.array(["a"])}, "user_ids has shape"),
-        ({"item_ids": np.array([1] * 7)}, "item_ids holds the same id twice"),
         ({"item_titles": np.array(["a"])}, "item_titles has shape"),
     ],
 )
@@ -192,7 +190,7 @@ def test_unsorted_and_duplicate_rows_are_sorted_stably_and_kept(make_log):
 def test_a_long_run_of_one_second_keeps_its_order(make_log):
     log = make_log([0] * 1000, [5] * 1000)  # short arrays are sorted stably by any sort
     values = {field.name: getattr(log, field.name) for field in dataclasses.fields(log)}
-    values |= dict(action=np.arange(1000), n_actions=1000)
+    values |= dict(action=np.arange(1000), actions=tuple(range(1000)))
     values["timestamp"] = np.tile([6, 5], 500)
     log = InteractionLog.from_unsorted(**values)
     assert log.action.tolist() == [*range(1, 1000, 2), *range(0, 1000, 2)]
@@ -219,7 +217,7 @@ def test_features_without_some(make_log):
 
 def test_dense_features_are_standardised_and_gaps_become_the_mean():
     dense = {"price": np.array([1.0, np.nan, 3.0]), "same": np.full(3, 2.0)}
-    features = Features.from_columns(dense, {"item_id": np.array([1, 2, 3])})
+    features = Features.fit([4, 5, 6], dense, {"item_id": [4, 5, 6]})
     assert features.dense.tolist() == [[-1, 0], [0, 0], [1, 0]]
     assert features.cardinality == {"item_id": 4}
 
@@ -235,6 +233,9 @@ def test_dense_features_are_standardised_and_gaps_become_the_mean():
         ({"sparse": {"bag": np.array([0])}}, "column 'bag' is int64"),
         ({"sparse": {}}, "cardinality has"),
         ({"dense_names": ("bag",)}, "appears twice"),
+        ({"ids": np.array(["a"])}, "ids has shape"),
+        ({"ids": np.array([1, 1])}, "ids holds the same id twice"),
+        ({"ids": np.array([1.0, 2.0])}, "ids are float64"),
     ],
 )
 def test_bad_features_are_named(change, message):

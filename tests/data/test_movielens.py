@@ -89,8 +89,12 @@ def assert_same(one, other) -> None:
         if dataclasses.is_dataclass(a):
             assert_same(a, b)
         elif isinstance(a, dict):
-            assert a.keys() == b.keys()
-            assert all(np.array_equal(a[name], b[name]) for name in a)
+            assert list(a) == list(b)
+            for name in a:
+                if dataclasses.is_dataclass(a[name]):
+                    assert_same(a[name], b[name])
+                else:
+                    assert np.array_equal(a[name], b[name])
         else:
             assert np.array_equal(a, b), field.name
 

@@ -37,7 +37,9 @@ def test_a_record_has_a_run_a_line_and_leaves_no_other_file(folder):
 
 
 def test_a_missing_record_names_the_command_that_makes_it(folder):
-    with pytest.raises(FileNotFoundError, match=r"python -m recsys_edu\.experiments toy"):
+    with pytest.raises(
+        FileNotFoundError, match=r"python -m recsys_edu\.experiments toy"
+    ):
         record.load("toy")
 
 

@@ -133,7 +133,9 @@ def test_a_weight_is_rounded_once(ranker, dtype):
 def test_the_bytes_of_an_item_are_known(world, tmp_path, dtype, size):
     """At r = 32, in memory and on disk, where a header comes on top."""
     log = world.log
-    model = DLRM(Embeddings(log.users, log.items, 2, 8), LimeMHA(8, r=32)).eval()
+    model = DLRM(
+        Embeddings(log.users, log.items, log.events, 8), LimeMHA(8, r=32)
+    ).eval()
     index = LinkIndex.build(model, dtype=dtype)
     assert nbytes([index.weights, index.scale]) == size * len(index) == size * 30
     index.save(tmp_path / "index")
@@ -302,7 +304,7 @@ def of_first(log, n, encoder):
         cardinality=log.items.cardinality,
     )
     torch.manual_seed(0)
-    return DLRM(Embeddings(log.users, items, 2, 8), encoder(8, r=3)).eval()
+    return DLRM(Embeddings(log.users, items, log.events, 8), encoder(8, r=3)).eval()
 
 
 def test_a_catalogue_that_grew_keeps_its_index(world):
