@@ -24,10 +24,8 @@ from torch import Tensor
 from recsys_edu.attention.precision import autocast_off, in_float32
 
 
-def attend_prefixes(
-    q: Tensor, k: Tensor, v: Tensor, seen: Tensor
-) -> tuple[Tensor, Tensor]:
-    """:func:`~recsys_edu.attention.softmax.attend_lse` over prefixes of the keys.
+def attend_prefixes(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    """:func:`~recsys_edu.attention.softmax.attend` over prefixes of the keys.
 
     A chunk stands for its keys as one key with score lse_c and value read_c: that is
     what :func:`~recsys_edu.attention.softmax.merge` says of two parts.
@@ -38,7 +36,7 @@ def attend_prefixes(
         seen: [B, M] int64 in 1 .. N, how many leading keys each reader reads.
 
     Returns:
-        What was read [B, heads, M r, dh], and lse [B, heads, M r].
+        [B, heads, M r, dh].
     """
     dtype, (q, k, v) = q.dtype, in_float32(q, k, v)
     with autocast_off(q):
@@ -48,22 +46,16 @@ def attend_prefixes(
         # [B, K, heads, r, C] and [B, K, heads, C, dh]
         scores, v = scores.movedim(2, -1), v.transpose(2, 3)
         lse, read = scores.logsumexp(-1), scores.softmax(-1) @ v
-        whole = (
-            lse.permute(0, 2, 3, 1)
-            .unsqueeze(3)
-            .masked_fill(~chunks.is_whole[:, None, None], float("-inf"))
-        )  # [B, heads, r, M, K]
-        part = chunks.started(scores).masked_fill(
-            ~chunks.is_read[:, :, None, None], float("-inf")
-        )  # [B, M, heads, r, C]
-        both = torch.cat([whole, part.permute(0, 2, 3, 1, 4)], dim=-1)
-        lse = both.logsumexp(-1)  # [B, heads, r, M]
-        weights = (both - lse.unsqueeze(-1)).exp()
-        whole, part = weights.split([whole.shape[-1], part.shape[-1]], dim=-1)
-        read = whole @ read.permute(0, 2, 3, 1, 4)  # [B, heads, r, M, dh]
-        more = part.permute(0, 3, 1, 2, 4) @ chunks.started(v)  # [B, M, heads, r, dh]
-        read = read.transpose(2, 3) + more.transpose(1, 2)
-    return read.flatten(2, 3).to(dtype), lse.transpose(2, 3).flatten(2)
+        whole = lse.movedim(1, -1).unsqueeze(1).expand(-1, seen.shape[1], -1, -1, -1)
+        weights = torch.cat([whole, chunks.started(scores)], dim=-1)
+        hidden = ~torch.cat([chunks.is_whole, chunks.is_read], dim=-1)  # [B, M, K + C]
+        weights = weights.masked_fill_(hidden[:, :, None, None], float("-inf"))
+        weights = weights.softmax(-1)  # [B, M, heads, r, K + C]
+        whole, part = weights.split([lse.shape[1], chunks.size], dim=-1)
+        # [B, heads, r, M, K] @ [B, heads, r, K, dh]
+        before = whole.movedim(1, 3) @ read.movedim(1, 3)
+        read = before.movedim(3, 1) + part @ chunks.started(v)  # [B, M, heads, r, dh]
+    return read.transpose(1, 2).flatten(2, 3).to(dtype)
 
 
 def sum_prefixes(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:

@@ -152,10 +152,10 @@ class Lime(HistoryEncoder[Tensor | LinkRows, LinkCode]):
 
 @dataclass(frozen=True)
 class SoftmaxLinks(LinkCode):
-    """L^P of LIME-MHA, and the running softmax it came from."""
+    """L^P of LIME-MHA, and the running softmax it came from; None of M prefixes."""
 
-    read: Tensor  # [B, heads, r, dh], or M r of them
-    lse: Tensor  # [B, heads, r]
+    read: Tensor | None  # [B, heads, r, dh]
+    lse: Tensor | None  # [B, heads, r]
 
 
 class LimeMHA(Lime):
@@ -191,7 +191,7 @@ class LimeMHA(Lime):
         q = self.attention.queries(links)
         if events.visible is None:
             return self._code(links, *attend_lse(q, k, v, mask.unsqueeze(1)))
-        return self._code(links, *attend_prefixes(q, k, v, mask.sum(-1)))
+        return self._code(links, attend_prefixes(q, k, v, mask.sum(-1)), None)
 
     def extend(self, code: SoftmaxLinks, new: Events, context: Tensor) -> SoftmaxLinks:
         """Request clock: K new events, O(K d^2 + r K d), whatever came before."""
@@ -201,10 +201,11 @@ class LimeMHA(Lime):
         more = attend_lse(self.attention.queries(links), k, v, allowed)
         return self._code(links, *merge(code.read, code.lse, *more))
 
-    def _code(self, links: Tensor, read: Tensor, lse: Tensor) -> SoftmaxLinks:
+    def _code(self, links: Tensor, read: Tensor, lse: Tensor | None) -> SoftmaxLinks:
         update = self.dropout(self.attention.update(read))
         update = update.unflatten(1, (-1, len(self.links)))  # [B, 1 or M, r, d]
-        return SoftmaxLinks(self.norm(links.unsqueeze(1) + update), read, lse)
+        links = self.norm(links.unsqueeze(1) + update)
+        return SoftmaxLinks(links, None if lse is None else read, lse)
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,7 @@ from recsys_edu.attention.heads import join_heads, split_heads
 from recsys_edu.attention.pointwise import PointwiseBlock
 from recsys_edu.attention.prefill import prefill
 from recsys_edu.attention.softmax import TransformerBlock
-from recsys_edu.batch import Impressions
 from recsys_edu.bench import compare, ratio
-from recsys_edu.data import Histories, InteractionLog
-from recsys_edu.data.synthetic import planted_world
 from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
 from recsys_edu.encoders.append import AppendEncoder, KeyValueCache
@@ -39,7 +36,7 @@ from recsys_edu.encoders.base import Events, HistoryEncoder, readable
 from recsys_edu.encoders.hstu import HSTU, RelativeBias, TimedCache
 from recsys_edu.encoders.lime import LimeMHA, LimeXOR, PointwiseLinks, SoftmaxLinks
 from recsys_edu.experiments.latency import LAYERS, D, R, request, world
-from recsys_edu.experiments.quality import AMORTIZED
+from recsys_edu.experiments.quality import AMORTIZED, LEFT_OUT, dataset
 from recsys_edu.experiments.quality import D as TRAINED_D
 from recsys_edu.experiments.quality import R as TRAINED_R
 from recsys_edu.training import log_loss
@@ -366,17 +363,15 @@ def _numbers(code: object) -> Tensor:
     return code.links
 
 
-@torch.enable_grad()
 def training(encoder: Callable[..., HistoryEncoder], n: int) -> Pair:
     """Steps of amortized training over ten batches, by the recipe of ``quality``."""
-    log = planted()
-    histories = Histories.from_log(log)
+    log, histories, split = dataset()
     batching = partial(AMORTIZED, max_events=n)
-    rows = torch.arange(len(log)).numpy()
-    batches: list[Impressions] = list(batching(log, histories, rows))
+    batches = list(batching(log, histories, split.train))
     batches = batches[:: max(len(batches) // 10, 1)][:10]
     torch.manual_seed(0)
-    embeddings = Embeddings(log.users, log.items, log.events, TRAINED_D)
+    users = log.users.without(*LEFT_OUT)
+    embeddings = Embeddings(users, log.items, log.events, TRAINED_D)
     model = DLRM(embeddings, encoder()).train()
 
     def work(model: DLRM) -> Run:
@@ -397,11 +392,6 @@ def training(encoder: Callable[..., HistoryEncoder], n: int) -> Pair:
         return run
 
     return Pair.of(model, work)
-
-
-def planted() -> InteractionLog:
-    """A log whose users have hundreds of impressions, as MovieLens' have."""
-    return planted_world(seed=0, n_impressions=20_000, n_users=160, n_items=1700).log
 
 
 def _append(**options: bool) -> Callable[[], HistoryEncoder]:

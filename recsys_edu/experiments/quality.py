@@ -37,6 +37,7 @@ D = 32  # width of every vector
 N = 50  # events that a test impression sees
 SEEDS = (0, 1, 2, 3, 4)
 R = 16  # links of LIME, and rows of the baselines that keep as many
+LEFT_OUT = ("user_id", "occupation")  # features of users: see chapter 01
 LENGTHS = (0, 1, 10, 50)  # test rows are also scored by the events before them
 
 BY_IMPRESSION = partial(batches, batch_size=256, max_events=N)
@@ -50,7 +51,7 @@ class Model:
 
     encoder: Callable[[], HistoryEncoder | None]
     batching: Batching
-    left_out: tuple[str, ...] = ("user_id", "occupation")  # see chapter 01
+    left_out: tuple[str, ...] = LEFT_OUT
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
     averaging: float = 0.995
