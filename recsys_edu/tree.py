@@ -10,21 +10,23 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import GetAttrKey, register_pytree_node
 
+Context = tuple[list[str], list[str]]
+
 
 class TensorTree:
     """Mixin for a dataclass whose fields are tensors, other such trees, or None.
 
-    PyTorch knows each as a tree too, so that what it does to nested tensors it does to
-    these: ``torch.export``, ``torch.compile``, a data loader's ``pin_memory``.
+    PyTorch knows each as a tree too, so that ``torch.export``, ``torch.compile`` and
+    ``tree_map`` go through it.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Registers the class; its fields are asked for when there are some."""
         super().__init_subclass__(**options)
 
-        def unflatten(values: Iterable[Any], names: list[str]) -> TensorTree:
-            none = dict.fromkeys(f.name for f in fields(cls))
-            return cls(**none | dict(zip(names, values, strict=True)))
+        def unflatten(values: Iterable[Any], context: Context) -> TensorTree:
+            given, none = context
+            return cls(**dict(zip(given, values, strict=True)), **dict.fromkeys(none))
 
         register_pytree_node(
             cls,
@@ -42,6 +44,10 @@ class TensorTree:
         """The same tree on ``device``."""
         return self.map(lambda tensor: tensor.to(device))
 
+    def pin_memory(self) -> Self:
+        """The same tree in memory that a GPU copies by itself; data loaders call it."""
+        return self.map(lambda tensor: tensor.pin_memory())
+
     def __getitem__(self, index: Any) -> Self:
         """Indexes the leading dimensions of every tensor, as ``tensor[index]``."""
         return self.map(lambda tensor: tensor[index])
@@ -53,13 +59,14 @@ def _map(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     return value.map(fn) if isinstance(value, TensorTree) else fn(value)
 
 
-def _flatten(tree: TensorTree) -> tuple[list[Any], list[str]]:
-    """What is there, and its names; a field that is None is left out."""
-    given = {f.name: getattr(tree, f.name) for f in fields(tree)}
-    given = {name: value for name, value in given.items() if value is not None}
-    return list(given.values()), list(given)
+def _flatten(tree: TensorTree) -> tuple[list[Any], Context]:
+    """What is there; and the names of that, and of the fields that are None."""
+    values = {f.name: getattr(tree, f.name) for f in fields(tree)}
+    given = [name for name, value in values.items() if value is not None]
+    none = [name for name, value in values.items() if value is None]
+    return [values[name] for name in given], (given, none)
 
 
-def _flatten_with_keys(tree: TensorTree) -> tuple[list[tuple[Any, Any]], list[str]]:
-    values, names = _flatten(tree)
-    return list(zip(map(GetAttrKey, names), values, strict=True)), names
+def _flatten_with_keys(tree: TensorTree) -> tuple[list[tuple[Any, Any]], Context]:
+    values, context = _flatten(tree)
+    return list(zip(map(GetAttrKey, context[0]), values, strict=True)), context
