@@ -60,8 +60,12 @@ class PointwiseBlock(nn.Module):
     There is no feed-forward part: the gate u does its work. Tokens x read tokens y,
     which are the history for candidates, links for events, and events for links.
 
-    Source: Zhai et al. 2024, equations 1 to 3. Our choices where the paper leaves them
-    open: scores are divided by sqrt(dh), and heads are normalised together.
+    Source: Zhai et al. 2024, equations 1 to 3. Three things differ from its authors'
+    code for the paper: scores are divided by sqrt(dh), where it divides by nothing;
+    norms have weights and eps = 1e-5, where it has none and 1e-6, which tells with the
+    small sums of short histories; and dropout comes after W_o, where it comes before.
+    Their later code (``STULayer``) takes silu of u alone, and W_o reads [u, read,
+    norm(read) * u], three times as wide.
     """
 
     def __init__(self, d: int, heads: int, dropout: float) -> None:

@@ -169,6 +169,10 @@ class TransformerBlock(nn.Module):
 
     :meth:`keys_values` is what M-FALCON keeps of a history, one pair a layer;
     ``forward`` is run for the history with its own, and for candidates with those.
+
+    In inference it is PyTorch's ``nn.TransformerEncoderLayer``, ``norm_first`` and with
+    gelu. In training that one also drops attention weights and the hidden layer of its
+    ffn; this one drops what is added to x and nothing else.
     """
 
     def __init__(self, d: int, heads: int, dropout: float) -> None:

@@ -96,7 +96,10 @@ class AppendEncoder(
         return prefill(self.blocks, x, run, past)
 
     def fuse(self, items: Tensor, history: KeyValueCache) -> Tensor:
-        """Candidate clock: M tokens through the layers, reading the kept keys."""
+        """Candidate clock: M tokens through the layers, reading the kept keys.
+
+        PyTorch's fused attention is its kernel, on a GPU as on a CPU.
+        """
         x = self.dropout(items.expand(len(history.mask), *items.shape[-2:]))
         allowed = history.mask.unsqueeze(1)  # [B, 1, 1 or M, 1 + N]
         for layer, block in enumerate(self.blocks):

@@ -40,14 +40,16 @@ def relation(events: Tensor, seconds: Tensor) -> Tensor:
 class RelativeBias(nn.Module):
     """b(q, k) = P[bucket(p_q - p_k)] + T[bucket(t_q - t_k)], for each head.
 
-    p is a token's position, t its time; P and T are [26, heads]. Only differences are
-    read, so that a pair of events keeps its bias when new events come: relative time
-    may be kept between requests, where time counted from the request may not. For the
-    same reason an event's t is its own moment, not that of the event it precedes, which
-    for the newest is still to come.
+    p is a token's position, t the moment when it happened; P and T are [26, heads].
+    Only differences are read, so that a pair of events keeps its bias when new events
+    come: relative time may be kept between requests, where time counted from the
+    request may not.
 
-    Source: Zhai et al. 2024, section 3.2 (rab^{p,t}). The buckets, and tables of each
-    head's own, are our choices.
+    Source: Zhai et al. 2024, section 3.2 (rab^{p,t}). Its authors' code has one table
+    for all heads, a row for each distance in positions, 128 buckets of time by
+    ln(dt) / .301, and takes for a query's time that of the *next* event. The newest
+    event has no next one until the request comes, so that its bias could not be kept.
+    Tables of each head's own and buckets by log2 are our choices.
     """
 
     def __init__(self, heads: int) -> None:
@@ -87,8 +89,9 @@ class HSTU(OneSequence[Tensor, TimedCache]):
 
     ::
 
-        p = 1, 2, .. for events, N + 1 for every candidate     the keys a token may read
-        x_q = block_i(x_q reads x_k, n = p_q, bias b_i(q, k))  k earlier, or q itself
+        p    1, 2, .. N for events, N + 1 for every candidate
+        x_q  block_i(x_q reads x_k of each earlier k and of q itself,
+                     with normaliser n = p_q and bias b_i(q, k))
 
     and every layer's keys and values of the history are kept. A candidate is one token
     at the request's time that reads them and itself::
@@ -104,7 +107,10 @@ class HSTU(OneSequence[Tensor, TimedCache]):
     A pointwise sum over nothing is zero, so there is no start token: with an empty
     history a candidate reads itself alone.
 
-    Source: Zhai et al. 2024 (arXiv 2402.17152), sections 3.2 and 3.4.
+    Source: Zhai et al. 2024 (arXiv 2402.17152), sections 3.2 and 3.4. The paper's
+    equations have no normaliser; its authors' code divides by the padded length of the
+    batch. What else differs is said in
+    :class:`~recsys_edu.attention.pointwise.PointwiseBlock` and :class:`RelativeBias`.
     """
 
     def __init__(

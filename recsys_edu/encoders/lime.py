@@ -226,21 +226,23 @@ class LimeXOR(Lime):
     by :func:`~recsys_edu.attention.xor.xor_attention`. In the last block the links
     alone read, since nobody reads its events.
 
-    What a prefix of the history shares with the whole depends on the number of blocks,
-    by who has read whom. E_0 is what happened, and E_1 has read L^C, which knows no
-    event; E_2 has read L_1, which has read *every* event.
+    One block can be extended by new events; one block or two give each prefix of the
+    history links of its own; three can do neither. The reason is who has read what when
+    a block begins:
 
-    ======  =================  =========================================  ===========
-    blocks  keys of the last   an event of a longer history               so that
-    ======  =================  =========================================  ===========
-    1       E_0                adds one term to what each link reads      it extends
-    2       E_1                moves the queries L_1, and no key          prefixes are
-                                                                          exact
-    3 ...   E_2 ...            moves the keys of all events               neither
-    ======  =================  =========================================  ===========
+    ========  ================================  =================================
+    before    the links have read               the events have read
+    ========  ================================  =================================
+    block 1   the user                          nothing
+    block 2   the user, and *all* events        links that know no event
+    block 3   the user, and *all* events        links that have read *all* events
+    ========  ================================  =================================
 
-    With one block both hold. From two on, moved queries would have to read every old
-    event again, and what would have to be kept for them is no longer r rows.
+    Before block 1, a new event changes nothing that is there: it adds one term to what
+    each link reads, so that a sum which was kept goes on. Before block 2 it has changed
+    the links, which would have to read every older event again; but the older events
+    are as they were, so that a prefix of them can be read by links of its own. Before
+    block 3 it has changed the older events too.
 
     Args:
         layers: number of blocks; the paper has three.
@@ -343,8 +345,9 @@ class LimeXOR(Lime):
     def normaliser(self, mask: Tensor) -> Tensor:
         """What a link divides its sum by, if it is not 0: how many events it read.
 
-        Whatever else depends on the link's user alone would do: the norm behind it
-        divides by the size of what was read. [..., N] -> [...].
+        A subclass may take another number, if all links of a user share it: the
+        LayerNorm behind the sum takes out any common factor, but for its eps.
+        [..., N] -> [...].
         """
         return mask.sum(-1)
 
