@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from scipy import stats
 from sklearn.metrics import log_loss, roc_auc_score
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -47,19 +49,22 @@ class Interval:
 
 
 def evaluate(
-    label: ArrayLike, probability: ArrayLike, base_rate: float | None = None
+    label: ArrayLike | Tensor,
+    probability: ArrayLike | Tensor,
+    base_rate: float | None = None,
 ) -> Metrics:
     """AUC, NE and calibration of `probability` [E] in [0, 1] for `label` [E] in {0, 1}.
 
     base_rate  click rate that NE is normalized by; that of `label` unless given
+
+    Tensors may be of any type, on any device, and still in a graph.
 
     A probability of exactly 0 or 1 on the wrong label enters the log loss as the
     nearest float64, so that it costs much (36 nats) but not infinitely much.
     Raises ValueError for unequal shapes, NaN, values out of range, labels that are
     all alike and a base rate outside (0, 1).
     """
-    label = np.asarray(label, dtype=np.float64)
-    probability = np.asarray(probability, dtype=np.float64)
+    label, probability = _float64(label), _float64(probability)
     _require_same_rows("label", label, "probability", probability)
     _require("label", label, (label == 0) | (label == 1), "0 or 1")
     _require_probabilities("probability", probability)
@@ -75,7 +80,7 @@ def evaluate(
     entropy = -rate * math.log(rate) - (1 - rate) * math.log(1 - rate)
     return Metrics(
         auc=float(roc_auc_score(label, probability)),
-        ne=float(log_loss(label, probability)) / entropy,
+        ne=float(log_loss(label, probability) / entropy),
         calibration=float(probability.sum() / clicks),
     )
 
@@ -123,7 +128,7 @@ def next_run(values: Sequence[float], confidence: float = 0.99) -> Interval:
     return Interval(of_mean.mean, of_mean.mean - half, of_mean.mean + half, of_mean.n)
 
 
-def expected_auc(score: ArrayLike, p: ArrayLike) -> float:
+def expected_auc(score: ArrayLike | Tensor, p: ArrayLike | Tensor) -> float:
     """AUC of ranking by `score` [E] when labels are drawn as Bernoulli(p), p [E].
 
     Pair (i, j) counts when i is clicked and j is not, which has weight p_i (1 - p_j):
@@ -136,8 +141,7 @@ def expected_auc(score: ArrayLike, p: ArrayLike) -> float:
     One sort: O(E log E). Raises ValueError for unequal shapes, NaN, p outside [0, 1]
     and a p under which no click can be compared with a non-click.
     """
-    score = np.asarray(score, dtype=np.float64)
-    p = np.asarray(p, dtype=np.float64)
+    score, p = _float64(score), _float64(p)
     _require_same_rows("score", score, "p", p)
     _require("score", score, ~np.isnan(score), "numbers")
     _require_probabilities("p", p)
@@ -155,13 +159,19 @@ def expected_auc(score: ArrayLike, p: ArrayLike) -> float:
     return float(right / total)
 
 
-def best_auc(p: ArrayLike) -> float:
+def best_auc(p: ArrayLike | Tensor) -> float:
     """The AUC that no model can beat when labels are Bernoulli(p): ranking by p itself.
 
     `expected_auc(p, p)`. It stays below 1 because the label is a coin: rows that rank
     low are clicked now and then.
     """
     return expected_auc(p, p)
+
+
+def _float64(values: ArrayLike | Tensor) -> np.ndarray:
+    if isinstance(values, Tensor):  # NumPy knows no bfloat16, and takes no gradients
+        values = values.detach().cpu().to(torch.float64).numpy()
+    return np.asarray(values, dtype=np.float64)
 
 
 def _require_same_rows(name: str, a: np.ndarray, other: str, b: np.ndarray) -> None:

@@ -343,3 +343,17 @@ def test_an_encoder_s_forward_is_its_three_methods(make_case):
     assert h.shape == (3, 6, 4)
     code = encoder.encode_history(events, context)
     assert torch.equal(h, encoder.fuse(encoder.encode_items(candidates), code))
+
+
+def test_with_another_encoder_a_ranker_shares_all_other_weights(
+    make_case, mean_pooling
+):
+    """The objects, not their values: what trains one trains the other."""
+    model, request = make_case(**LARGE | dict(encoder=True))
+    other = model.with_encoder(mean_pooling(4))
+    for name, weight in model.named_parameters():
+        assert (other.get_parameter(name) is weight) != name.startswith("encoder.")
+    assert other.embeddings.items.values is model.embeddings.items.values
+    assert not torch.equal(other(request), model(request))
+    again = other.with_encoder(model.encoder)
+    assert torch.equal(again(request), model(request))

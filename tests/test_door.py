@@ -167,6 +167,26 @@ def test_an_index_of_nobody_is_named(model, change, message):
         check(**good | change)
 
 
+def test_padding_may_hold_anything(model):
+    request = model.request(
+        [3, 4], [[7, 8], [9]], now=[NOW] * 2, items=[[4], []], actions=[[1], []],
+        times=[[5], []],
+    )  # fmt: skip
+    garbage = torch.tensor(10**9)
+    history = request.history.map(
+        lambda t: t if t.dtype == torch.bool else t.where(request.history.mask, garbage)
+    )
+    candidates = request.candidates.where(request.shown, garbage)
+    checked(model.embeddings, replace(request, history=history, candidates=candidates))
+
+
+def test_what_a_stacked_request_does_not_show_stays_hidden(model):
+    one = model.request(3, [7, 99, 8], now=NOW, unknown="mask")
+    two = model.request(4, [1, 2, 3, 4], now=NOW)
+    stacked = type(one).stack([one, two])
+    assert stacked.shown.tolist() == [[True, False, True, False], [True] * 4]
+
+
 def test_padding_before_the_events_is_put_behind_them(model, draw_request):
     request = draw_request(0, 5, 6, 2, side="left")
     ended = checked(model.embeddings, request)

@@ -54,6 +54,16 @@ def test_tensors_are_welcome_and_certainty_is_finite():
     assert 36 < evaluate(label, probability).ne * math.log(2) * 2 < 38
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_tensors_of_any_type_and_with_a_gradient_are_judged_as_their_numbers(dtype):
+    label = torch.tensor([True, False, True, False])
+    score = torch.tensor([0.8, 0.6, 0.4, 0.2], dtype=dtype, requires_grad=True)
+    numbers = score.tolist()
+    assert evaluate(label, score) == evaluate(label.tolist(), numbers)
+    assert expected_auc(score, score) == best_auc(score) == best_auc(numbers)
+    assert type(evaluate(label, score).ne) is float
+
+
 @pytest.mark.parametrize(
     ("label", "probability", "base_rate", "message"),
     [

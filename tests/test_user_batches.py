@@ -1,5 +1,7 @@
 """Batches of amortized training: every row once, beside its user's others."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -73,6 +75,24 @@ def histories_rows(log, row):
     """Rows strictly earlier than ``row``, of its user, in time order."""
     earlier = (log.user == log.user[row]) & (log.timestamp < log.timestamp[row])
     return np.flatnonzero(earlier)
+
+
+@pytest.mark.parametrize("tokens", [40, 100, 200])
+def test_a_batch_holds_as_many_runs_as_it_may(world, tokens):
+    """The next run, which begins the next batch, would have been one too many."""
+    log, histories = world
+    sizes = [
+        (b.row.shape[0], b.request.history.item.shape[1], b.row.shape[1], b[:1])
+        for b in user_batches(
+            log, histories, np.arange(600), max_tokens=tokens, max_events=20,
+            max_candidates=20,
+        )
+    ]  # fmt: skip
+    assert len(sizes) > 2
+    for (runs, n, m, _), (*_, first) in pairwise(sizes):
+        n = max(n, int(first.request.history.mask.sum()))
+        m = max(m, int((first.row >= 0).sum()))
+        assert (runs + 1) * (n + m) > tokens
 
 
 def test_a_generator_shuffles_batches_and_keeps_their_content(world):

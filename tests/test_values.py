@@ -72,11 +72,13 @@ def test_columns_may_be_left_out_and_strange_ones_are_refused(films):
 
 def test_a_row_that_is_overwritten_moves_the_version(films):
     values = Values(films)
+    read = values._codes  # as somebody does who is in the middle of a look-up
     values.replace(["f2"], {"price": [40.0]}, {"kind": ["a"]})
     assert values.version == 1
     codes = values(torch.arange(3))
     assert codes.dense[:, 0].tolist() == [-1.0, 2.0, 1.0]
     assert codes.sparse["kind"].tolist() == [1, 1, 0]
+    assert read[1:4, 0].tolist() == [1, 2, 0]
     with pytest.raises(KeyError, match="'f7'"):
         values.replace(["f7"])
 

@@ -36,10 +36,10 @@ from recsys_edu.encoders.base import Events, HistoryEncoder, readable
 from recsys_edu.encoders.hstu import HSTU, RelativeBias, TimedCache
 from recsys_edu.encoders.lime import LimeMHA, LimeXOR, PointwiseLinks, SoftmaxLinks
 from recsys_edu.experiments.latency import LAYERS, D, R, request, world
-from recsys_edu.experiments.quality import AMORTIZED, LEFT_OUT, dataset
+from recsys_edu.experiments.quality import MODELS, dataset
 from recsys_edu.experiments.quality import D as TRAINED_D
 from recsys_edu.experiments.quality import R as TRAINED_R
-from recsys_edu.training import log_loss
+from recsys_edu.training import HISTORY, log_loss
 
 KEY = ("what", "N")
 SIZES = {
@@ -376,18 +376,21 @@ def _numbers(code: object) -> Tensor:
 
 
 def training(encoder: Callable[..., HistoryEncoder], n: int) -> Pair:
-    """Steps of amortized training over ten batches, by the recipe of ``quality``."""
+    """Steps of amortized training over ten batches, by the recipe of ``quality``.
+
+    The learning rate is 0, so that both forms go on having the same weights.
+    """
     log, histories, split = dataset()
-    batching = partial(AMORTIZED, max_events=n)
+    batching = partial(HISTORY.batching, max_events=n)
     batches = list(batching(log, histories, split.train))
     batches = batches[:: max(len(batches) // 10, 1)][:10]
     torch.manual_seed(0)
-    users = log.users.without(*LEFT_OUT)
+    users = log.users.without(*MODELS["HSTU"].left_out)
     embeddings = Embeddings(users, log.items, log.events, TRAINED_D)
     model = DLRM(embeddings, encoder()).train()
 
     def work(model: DLRM) -> Run:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
+        optimizer = replace(HISTORY, learning_rate=0.0).optimizer(model)
 
         @torch.enable_grad()
         def run() -> Tensor:

@@ -42,14 +42,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recsys_edu.batch import Impressions, batches, user_batches
+from recsys_edu.batch import batches, user_batches
 from recsys_edu.bench import Ratio, Timing, compare, environment, ratio
 from recsys_edu.data.interactions import Histories, InteractionLog, split_by_time
 from recsys_edu.data.movielens import load_100k
 from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
 from recsys_edu.encoders.append import AppendEncoder
-from recsys_edu.training import log_loss
+from recsys_edu.training import train_epoch
 
 if TYPE_CHECKING:
     from fuxictr.features import FeatureMap
@@ -125,30 +125,16 @@ def ours(
             Embeddings(users, log.items, log.events, D),
             AppendEncoder(D, causal=True, layers=LAYERS, heads=HEADS),
         )
+        # Not fused: the peers' own Adam is not, and models are compared here.
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=3.0)
         yield Contender(
             name,
             f"{LAYERS} layers, width {D}, FFN {4 * D}; DLRM",
             model,
-            partial(train_ours, model, optimizer, sample),
+            partial(train_epoch, model, sample, optimizer),
             sum(int((batch.row >= 0).sum()) for batch in sample),
             n,
         )
-
-
-def train_ours(
-    model: nn.Module, optimizer: torch.optim.Optimizer, sample: list[Impressions]
-) -> float:
-    """The steps that ``recsys_edu.training.fit`` takes; returns the mean log loss."""
-    total = impressions = 0
-    for batch in sample:
-        loss = log_loss(model(batch.request), batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        real = int((batch.row >= 0).sum())
-        total, impressions = total + loss.item() * real, impressions + real
-    return total / impressions
 
 
 def peer_batches(

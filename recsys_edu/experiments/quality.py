@@ -10,14 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from multiprocessing import get_context
 
 import numpy as np
 import torch
 
-from recsys_edu.batch import batches, user_batches
+from recsys_edu.batch import batches
 from recsys_edu.data import Histories, InteractionLog, Split, movielens, split_by_time
 from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
@@ -31,17 +31,17 @@ from recsys_edu.encoders.pooling import MeanPooling
 from recsys_edu.encoders.target_attention import DIN
 from recsys_edu.encoders.two_tower import TwoTower
 from recsys_edu.metrics import evaluate
-from recsys_edu.training import Batching, Fit, fit, score_rows
+from recsys_edu.training import HISTORY, NAIVE, Fit, Recipe, fit, score_rows
 
 D = 32  # width of every vector
 N = 50  # events that a test impression sees
 SEEDS = (0, 1, 2, 3, 4)
 R = 16  # links of LIME, and rows of the baselines that keep as many
-LEFT_OUT = ("user_id", "occupation")  # features of users: see chapter 01
 LENGTHS = (0, 1, 10, 50)  # test rows are also scored by the events before them
 
-BY_IMPRESSION = partial(batches, batch_size=256, max_events=N)
-AMORTIZED = partial(user_batches, max_events=N, max_candidates=32, max_tokens=2048)
+BY_IMPRESSION = replace(
+    HISTORY, batching=partial(batches, batch_size=256, max_events=N)
+)
 SCORING = partial(batches, batch_size=1024, max_events=N)
 
 
@@ -50,11 +50,8 @@ class Model:
     """How one row of the quality tables is made."""
 
     encoder: Callable[[], HistoryEncoder | None]
-    batching: Batching
-    left_out: tuple[str, ...] = LEFT_OUT
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.1
-    averaging: float = 0.995
+    recipe: Recipe
+    left_out: tuple[str, ...] = ("user_id", "occupation")  # see chapter 01
 
     def train(self, seed: int) -> tuple[DLRM, Fit]:
         """Trains it until two epochs in a row are no better than the best."""
@@ -64,18 +61,7 @@ class Model:
             log.users.without(*self.left_out), log.items, log.events, D
         )
         ranker = DLRM(embeddings, self.encoder())
-        fitted = fit(
-            ranker,
-            log,
-            histories,
-            split,
-            seed=seed,
-            batching=self.batching,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            averaging=self.averaging,
-        )
-        return ranker, fitted
+        return ranker, fit(ranker, log, histories, split, self.recipe, seed=seed)
 
 
 def _transformer(encoder: type[HistoryEncoder], **options: bool) -> Callable:
@@ -92,31 +78,25 @@ def low_rank(
 _CROSS = _transformer(AppendEncoder, causal=True)
 
 MODELS: dict[str, Model] = {
-    "naive DLRM": Model(
-        type(None),  # makes None, in any process
-        partial(batches, batch_size=2048, max_events=0),
-        learning_rate=2e-3,
-        weight_decay=3.0,
-        averaging=0.0,
-    ),
-    "mean pooling": Model(MeanPooling, AMORTIZED),
-    "mean pooling + user id": Model(MeanPooling, AMORTIZED, ("occupation",)),
+    "naive DLRM": Model(type(None), NAIVE),  # makes None, in any process
+    "mean pooling": Model(MeanPooling, HISTORY),
+    "mean pooling + user id": Model(MeanPooling, HISTORY, ("occupation",)),
     "DIN": Model(partial(DIN, D), BY_IMPRESSION),
-    "two-tower": Model(_transformer(TwoTower), AMORTIZED),
+    "two-tower": Model(_transformer(TwoTower), HISTORY),
     "concat": Model(_transformer(ConcatEncoder), BY_IMPRESSION),
     "append-self": Model(_transformer(AppendSelfEncoder), BY_IMPRESSION),
     "append-cross": Model(_transformer(AppendEncoder, causal=False), BY_IMPRESSION),
     "append-cross, causal": Model(_CROSS, BY_IMPRESSION),
     "append-causal, amortized": Model(
-        _transformer(AppendEncoder, causal=True, reads_itself=True), AMORTIZED
+        _transformer(AppendEncoder, causal=True, reads_itself=True), HISTORY
     ),
-    "append-cross, causal, amortized": Model(_CROSS, AMORTIZED),
-    "HSTU": Model(_transformer(HSTU), AMORTIZED),
-    "LIME-MHA": Model(low_rank(LimeMHA), AMORTIZED),
+    "append-cross, causal, amortized": Model(_CROSS, HISTORY),
+    "HSTU": Model(_transformer(HSTU), HISTORY),
+    "LIME-MHA": Model(low_rank(LimeMHA), HISTORY),
     # Of three blocks, as in the paper, a prefix of the history has no links of its own.
-    "LIME-XOR": Model(low_rank(LimeXOR, layers=2), AMORTIZED),
-    "truncated MHA": Model(low_rank(TruncatedMHA), AMORTIZED),
-    "LREA": Model(low_rank(LREA), AMORTIZED),
+    "LIME-XOR": Model(low_rank(LimeXOR, layers=2), HISTORY),
+    "truncated MHA": Model(low_rank(TruncatedMHA), HISTORY),
+    "LREA": Model(low_rank(LREA), HISTORY),
 }
 
 

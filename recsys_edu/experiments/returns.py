@@ -30,7 +30,7 @@ from recsys_edu.encoders.lime import LimeMHA, LimeXOR
 from recsys_edu.encoders.low_rank import LREA, TruncatedMHA
 from recsys_edu.encoders.two_tower import TwoTower
 from recsys_edu.metrics import expected_auc
-from recsys_edu.training import Fit, fit, score_rows
+from recsys_edu.training import Fit, Recipe, fit, score_rows
 
 TOPICS, DWELL = 8, 32  # a topic returns after 224 events
 R = TOPICS  # links of LIME, and rows of the baselines that keep as many
@@ -39,7 +39,13 @@ LONGEST = 512  # events of a history: later rows are neither trained on nor test
 SEEDS = (0, 1, 2)  # of the world and of the training in it
 USERS = {"train": 200, "validation": 50, "test": 300}
 
-AMORTIZED = partial(user_batches, max_candidates=128, max_tokens=2048)
+RECIPE = Recipe(
+    batching=partial(user_batches, max_candidates=128, max_tokens=2048),
+    learning_rate=4e-3,
+    weight_decay=0.1,
+    averaging=0.98,
+    max_epochs=7,
+)
 
 CEILINGS: dict[str, int | None] = {
     "ceiling without history": 0,
@@ -206,26 +212,16 @@ def train(name: str, seed: int) -> tuple[DLRM, Fit]:
     torch.manual_seed(seed)
     features = log.users.without("user_id"), log.items.without("item_id")
     ranker = DLRM(Embeddings(*features, log.events, D), encoder())
-    fitted = fit(
-        ranker,
-        log,
-        data.histories,
-        data.split,
-        seed=seed,
-        batching=AMORTIZED,
-        max_epochs=7,
-        learning_rate=4e-3,
-        weight_decay=0.1,
-        averaging=0.98,
-    )
-    return ranker, fitted
+    return ranker, fit(ranker, log, data.histories, data.split, RECIPE, seed=seed)
 
 
 def score(ranker: DLRM, seed: int) -> np.ndarray:
     """Click probabilities [len(test)] of the test rows, by their whole histories."""
     data = dataset(seed)
     rows = data.split.test
-    return score_rows(ranker, data.world.log, data.histories, rows, batching=AMORTIZED)
+    return score_rows(
+        ranker, data.world.log, data.histories, rows, batching=RECIPE.batching
+    )
 
 
 def assess(guess: np.ndarray, seed: int) -> dict[str, float]:

@@ -15,13 +15,8 @@ from torch import Tensor
 from recsys_edu.attention.pointwise import PointwiseBlock
 from recsys_edu.encoders.lime import LimeMHA, LimeXOR
 from recsys_edu.encoders.low_rank import LREA, TruncatedMHA
-from recsys_edu.experiments.quality import (
-    AMORTIZED,
-    BY_IMPRESSION,
-    Model,
-    low_rank,
-    sweep,
-)
+from recsys_edu.experiments.quality import BY_IMPRESSION, Model, low_rank, sweep
+from recsys_edu.training import HISTORY
 
 
 class Uncontextual(LimeMHA):
@@ -62,27 +57,25 @@ RANKS = (1, 2, 4, 8, 32, 64)
 WIDTHS = (1, 2, 4, 8)  # in which items meet links; unless given it is D
 
 MODELS: dict[str, Model] = {
-    **{f"{MHA}, r = {r}": Model(low_rank(LimeMHA, r), AMORTIZED) for r in RANKS},
+    **{f"{MHA}, r = {r}": Model(low_rank(LimeMHA, r), HISTORY) for r in RANKS},
     **{
-        f"{XOR}, r = {r}": Model(low_rank(LimeXOR, r, layers=2), AMORTIZED)
+        f"{XOR}, r = {r}": Model(low_rank(LimeXOR, r, layers=2), HISTORY)
         for r in RANKS[:-2]  # of more, a run takes minutes
     },
     **{
-        f"truncated MHA, r = {r}": Model(low_rank(TruncatedMHA, r), AMORTIZED)
+        f"truncated MHA, r = {r}": Model(low_rank(TruncatedMHA, r), HISTORY)
         for r in (4, 64)
     },
-    "LREA, r = 4": Model(low_rank(LREA, 4), AMORTIZED),
+    "LREA, r = 4": Model(low_rank(LREA, 4), HISTORY),
+    **{f"{MHA}, qk = {qk}": Model(low_rank(LimeMHA, qk=qk), HISTORY) for qk in WIDTHS},
     **{
-        f"{MHA}, qk = {qk}": Model(low_rank(LimeMHA, qk=qk), AMORTIZED) for qk in WIDTHS
-    },
-    **{
-        f"{MHA}, phi = {phi}": Model(low_rank(LimeMHA, phi=phi), AMORTIZED)
+        f"{MHA}, phi = {phi}": Model(low_rank(LimeMHA, phi=phi), HISTORY)
         for phi in ("silu", "identity")
     },
-    f"{MHA}, L^C = L": Model(low_rank(Uncontextual), AMORTIZED),
-    f"{XOR}, 1 block": Model(low_rank(LimeXOR, layers=1), AMORTIZED),
-    f"{XOR}, sums": Model(low_rank(Summed, layers=2), AMORTIZED),
-    f"{XOR}, diagonal": Model(low_rank(WithDiagonal, layers=2), AMORTIZED),
+    f"{MHA}, L^C = L": Model(low_rank(Uncontextual), HISTORY),
+    f"{XOR}, 1 block": Model(low_rank(LimeXOR, layers=1), HISTORY),
+    f"{XOR}, sums": Model(low_rank(Summed, layers=2), HISTORY),
+    f"{XOR}, diagonal": Model(low_rank(WithDiagonal, layers=2), HISTORY),
     # Three blocks cannot be trained amortized: compare them with two trained likewise.
     f"{XOR}, by impression": Model(low_rank(LimeXOR, layers=2), BY_IMPRESSION),
     f"{XOR}, 3 blocks, by impression": Model(

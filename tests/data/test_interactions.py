@@ -211,6 +211,8 @@ def test_features_without_some(make_log):
     fewer = users.without("kind", "weight")
     assert list(fewer.sparse) == ["user_id"] == list(fewer.cardinality)
     assert fewer.dense.shape == (4, 0) and len(fewer) == 4
+    assert list(fewer.coding.sparse) == ["user_id"] and not fewer.coding.dense
+    assert fewer.ids is users.ids
     with pytest.raises(KeyError, match=r"no feature \['size'\].*weight.*kind"):
         users.without("size")
 

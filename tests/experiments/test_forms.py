@@ -1,5 +1,7 @@
 """The old forms compute what the new ones do; so a ratio compares like with like."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -19,7 +21,8 @@ def tiny(world, monkeypatch):
     monkeypatch.setattr(forms, "dataset", lambda: small)
     monkeypatch.setattr(forms, "world", lambda: log)
     monkeypatch.setattr("recsys_edu.experiments.latency.world", lambda: log)
-    monkeypatch.setattr(forms, "LEFT_OUT", ("user_id",))  # these have no occupation
+    known = replace(forms.MODELS["HSTU"], left_out=("user_id",))  # no occupation here
+    monkeypatch.setattr(forms, "MODELS", {"HSTU": known})
     monkeypatch.setattr(forms, "M", 5)
     monkeypatch.setattr(forms, "MICRO_BATCHES", (2, 5))
     monkeypatch.setattr(forms, "ROUNDS", 1)
