@@ -27,6 +27,7 @@ CENTRAL = [
     "dlrm.DLRM",
     "dlrm.DLRM.request",
     "encoders.base.HistoryEncoder",
+    "encoders.lime.LimeMHA",
     "experiments.record.Record",
     "metrics.evaluate",
     "scoring.link_index.LinkIndex",

@@ -173,6 +173,14 @@ class LimeMHA(Lime):
     links of its own: with ``visible`` all candidates share keys, values and scores, and
     what each prefix reads comes of a scan over the events, in
     :func:`~recsys_edu.attention.prefixes.attend_prefixes`.
+
+    Example:
+        >>> encoder = LimeMHA(8, r=4)
+        >>> weights = encoder.encode_items(torch.rand(3, 8))  # item clock
+        >>> events = Events(torch.rand(1, 5, 8), torch.ones(1, 5, dtype=torch.bool))
+        >>> code = encoder.encode_history(events, torch.rand(1, 2, 8))  # request clock
+        >>> weights.shape, code.links.shape, encoder.fuse(weights, code).shape
+        (torch.Size([3, 4]), torch.Size([1, 1, 4, 8]), torch.Size([1, 3, 8]))
     """
 
     def __init__(self, d: int, *, heads: int = 2, **links: Unpack[Links]) -> None:
