@@ -9,8 +9,10 @@ from recsys_edu.data.features import Features
 from recsys_edu.data.interactions import (
     Histories,
     InteractionLog,
-    Split,
     earlier_events,
+)
+from recsys_edu.data.splits import (
+    Split,
     split_at_random,
     split_by_time,
 )

@@ -230,9 +230,11 @@ def _bags(column: Column) -> list | None:
 
 def missing(value: Any) -> bool:
     """None, NaN, and pandas' NA and NaT: a value that is not there."""
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
-        return True
-    return isinstance(value, float | np.floating) and bool(np.isnan(value))
+    if isinstance(value, str | int):
+        return False
+    if isinstance(value, float | np.floating):
+        return bool(np.isnan(value))
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
 
 
 def _distinct(column: Column) -> np.ndarray:

@@ -1,7 +1,8 @@
 """The ranking log: who was shown what, when, and what came of it.
 
 Sizes, here and in the loaders: E impressions (one row of the log each), U users,
-I items. An impression's **history** is every event of the same user *strictly*
+I items. Some or all of the impressions are **events**: what a user did with them is
+remembered. An impression's **history** is every event of the same user *strictly*
 earlier than it. Two events in the same second are not each other's past: a ranker
 that reads one of them while it scores the other reads the future.
 """
@@ -33,6 +34,12 @@ class InteractionLog:
         item_titles: [I] a name to print, or None.
         actions: the source's own value of each action.
         name: what to call this log in errors and figures.
+        request: [E] int64, not negative: rows of one request share a number. They were
+            candidates for one user, who chose among them, so they are what a ranker is
+            judged on. Their times may differ, as in a feed that is scrolled through.
+            None: each row is a request of its own.
+        event: [E] bool, the rows that enter histories. In a feed, where a user acts on
+            few of the items shown, these are the rows acted on. None: all rows.
 
     Raises:
         ValueError: any of the above does not hold; says which column and row. Rows out
@@ -49,6 +56,8 @@ class InteractionLog:
     item_titles: np.ndarray | None
     actions: tuple
     name: str
+    request: np.ndarray | None = None
+    event: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -76,6 +85,15 @@ class InteractionLog:
         require(in_order, "timestamp", self.timestamp, rule)
         require_column("label", self.label, np.float32, len(self))
         require(np.isin(self.label, (0, 1)), "label", self.label, "is not 0 or 1")
+        if self.request is not None:
+            require_column("request", self.request, np.int64, len(self))
+            require(self.request >= 0, "request", self.request, "is negative")
+            _, first, number = np.unique(self.request, True, True)
+            ok = self.user == self.user[first][number]
+            rule = "is a request of another user too: give each user's its own number"
+            require(ok, "request", self.request, rule)
+        if self.event is not None:
+            require_column("event", self.event, np.bool_, len(self))
         titles = self.item_titles
         if titles is not None and titles.shape != (self.n_items,):
             raise ValueError(
@@ -91,6 +109,8 @@ class InteractionLog:
         timestamp: np.ndarray,
         label: np.ndarray,
         action: np.ndarray,
+        request: np.ndarray | None = None,
+        event: np.ndarray | None = None,
         **rest,
     ) -> "InteractionLog":
         """A log from rows in any order; rows of equal timestamp keep their order.
@@ -102,7 +122,9 @@ class InteractionLog:
         columns = dict(
             user=user, item=item, timestamp=timestamp, label=label, action=action
         )
-        return cls(**{name: v[order] for name, v in columns.items()}, **rest)
+        columns |= dict(request=request, event=event)
+        rows = {name: v[order] for name, v in columns.items() if v is not None}
+        return cls(**rows, **rest)
 
     def __len__(self) -> int:
         return len(self.user)
@@ -164,59 +186,21 @@ class InteractionLog:
         return _index(self.items, ids, f"item id in {self.name}")
 
 
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Rows of a log for training, validation and test, each in time order."""
-
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
-
-
-def split_by_time(
-    log: InteractionLog, fractions: Sequence[float] = (0.8, 0.1, 0.1)
-) -> Split:
-    """The past to train on, then validation, then the future to test on.
-
-    One global clock cuts all users alike, as deployment does. A border inside a run of
-    equal timestamps moves back to the start of that run, so that no second stands on
-    both sides.
-
-    Raises:
-        ValueError: fractions that do not add to 1, or a part that would be empty.
-    """
-    borders = _borders(fractions, len(log))
-    # The sentinel stands for the end of the log, a border that needs no moving.
-    timestamp = np.append(log.timestamp, LAST_SECOND)
-    borders = np.searchsorted(timestamp, timestamp[borders], side="left")
-    return _cut(np.arange(len(log)), borders)
-
-
-def split_at_random(
-    log: InteractionLog, fractions: Sequence[float] = (0.8, 0.1, 0.1), *, seed: int
-) -> Split:
-    """Rows dealt out by chance: training then holds events later than the test's.
-
-    This is the split that flatters a ranker; chapter 00 measures by how much.
-
-    Raises:
-        ValueError: fractions that do not add to 1, or a part that would be empty.
-    """
-    rows = np.random.default_rng(seed).permutation(len(log))
-    return _cut(rows, _borders(fractions, len(log)))
-
-
 def earlier_events(
-    user: np.ndarray, timestamp: np.ndarray
+    user: np.ndarray, timestamp: np.ndarray, event: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The strictly earlier events of each row's user: one slice per row, for one sort.
 
     Row e's history is the rows `order[start[e]:end[e]]`, oldest first. O(E log E)
-    time and 3 E integers, where an [E, N] copy of the histories would take E N.
+    time and 3 E integers, where an [E, N] copy of the histories would take E N. A row
+    that is no event has a history too, and is in nobody's.
 
-    Args: user, timestamp: [E] integers, the rows in any order.
+    Args:
+        user, timestamp: [E] integers, the rows in any order.
+        event: [E] bool, which of them are events; None for all.
     Returns:
-        order: [E] rows sorted by (user, timestamp); ties keep the order of the rows.
+        order: [H] the events' rows sorted by (user, timestamp); ties keep the order of
+            the rows. H = E where all rows are events.
         start: [E] where the events of the row's user begin in `order`.
         end: [E] where the row's own second begins there: one past its history.
     """
@@ -228,6 +212,9 @@ def earlier_events(
     # A running maximum carries the position of each run's first event along the run.
     start[order] = np.maximum.accumulate(np.where(new_user, position, 0))
     end[order] = np.maximum.accumulate(np.where(new_moment, position, 0))
+    if event is not None:  # a position becomes the number of events before it
+        before = np.append(0, np.cumsum(event[order]))
+        order, start, end = order[event[order]], before[start], before[end]
     return order, start, end
 
 
@@ -239,9 +226,9 @@ class Histories:
     slice is a valid history. The request clock pays for reading it.
 
     Attributes:
-        item: [E] int64, sorted by (user, timestamp).
-        action: [E] int64, what the user did with each.
-        timestamp: [E] int64, seconds.
+        item: [H] int64, the log's H events sorted by (user, timestamp).
+        action: [H] int64, what the user did with each.
+        timestamp: [H] int64, seconds.
         start: [E] int64, for each row of the log its user's first event.
         end: [E] int64, for each row of the log one past the end of its history.
     """
@@ -255,7 +242,7 @@ class Histories:
     @classmethod
     def from_log(cls, log: InteractionLog) -> "Histories":
         """The histories of all impressions of `log`, built with one sort."""
-        order, start, end = earlier_events(log.user, log.timestamp)
+        order, start, end = earlier_events(log.user, log.timestamp, log.event)
         return cls(
             item=log.item[order],
             action=log.action[order],
@@ -267,27 +254,6 @@ class Histories:
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         """N, the number of earlier events, of each of the log's `rows` [k] -> [k]."""
         return self.end[rows] - self.start[rows]
-
-
-def _borders(fractions: Sequence[float], rows: int) -> np.ndarray:
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
-        raise ValueError(f"fractions {fractions} are not three shares that add to 1")
-    return np.rint(np.cumsum(fractions)[:2] * rows).astype(np.int64)
-
-
-def _cut(rows: np.ndarray, borders: np.ndarray) -> Split:
-    parts = dict(
-        zip(
-            ("train", "validation", "test"),
-            (np.sort(part) for part in np.split(rows, borders)),
-            strict=True,
-        )
-    )
-    if empty := [name for name, part in parts.items() if len(part) == 0]:
-        raise ValueError(
-            f"{len(rows)} rows leave {empty} empty: other fractions, or a longer log"
-        )
-    return Split(**parts)
 
 
 def _index(known: Features, ids: Sequence | np.ndarray, what: str) -> np.ndarray:

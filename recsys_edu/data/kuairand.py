@@ -64,7 +64,10 @@ VIDEO_COLUMNS = {
 
 
 def load(
-    folder: str | Path | None = None, variant: Literal["1k", "pure"] = "1k"
+    folder: str | Path | None = None,
+    variant: Literal["1k", "pure"] = "1k",
+    *,
+    events: Literal["all", "positive"] = "all",
 ) -> InteractionLog:
     """KuaiRand's standard impressions, 8 April to 8 May 2022.
 
@@ -76,7 +79,8 @@ def load(
     need tables of millions of rows; `Features.without` drops them. Items are the videos
     shown at least once. Left out are the impressions of random exposure, a file of
     their own (they would add 0.4 % to 1K, and 83 % to Pure), and the statistics of each
-    video, which are averages over the whole month, its future included.
+    video, which are averages over the whole month, its future included. The files name
+    no session, so that each impression is a request of its own.
 
     Loading 1K takes about 3 GB of memory at its peak.
 
@@ -84,11 +88,15 @@ def load(
         folder: where the CSV files lie, or the folder with `data/` in it. None fetches
             the archive from Zenodo into the cache, and unpacks what is needed of it.
         variant: "1k" or "pure".
+        events: which impressions enter histories: "all", or "positive" for those that
+            were clicked.
 
     Raises:
         FileNotFoundError: `folder` lacks a file; names it.
         ValueError: a file lacks a column, or a value cannot be used; names both.
     """
+    if events not in ("all", "positive"):
+        raise ValueError(f"events={events!r} is neither 'all' nor 'positive'")
     logs = [f"log_standard_{span}_{variant}.csv" for span in SPANS]
     users = f"user_features_{variant}.csv"
     videos = f"video_features_basic_{variant}.csv"
@@ -109,6 +117,7 @@ def load(
         timestamp=rows["time_ms"][order] // 1000,
         label=rows["is_click"][order].astype(np.float32),
         action=rows["action"][order],
+        event=rows["is_click"][order] == 1 if events == "positive" else None,
         users=_user_features(folder / users, user_ids),
         items=_item_features(folder / videos, item_ids),
         item_titles=None,

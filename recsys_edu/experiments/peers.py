@@ -44,8 +44,9 @@ from torch import Tensor, nn
 
 from recsys_edu.batch import batches, user_batches
 from recsys_edu.bench import Ratio, Timing, compare, environment, ratio
-from recsys_edu.data.interactions import Histories, InteractionLog, split_by_time
+from recsys_edu.data.interactions import Histories, InteractionLog
 from recsys_edu.data.movielens import load_100k
+from recsys_edu.data.splits import split_by_time
 from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
 from recsys_edu.encoders.append import AppendEncoder

@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
+from recsys_edu.batch import user_batches
 from recsys_edu.data import (
     Features,
     Histories,
     InteractionLog,
     earlier_events,
-    split_at_random,
-    split_by_time,
 )
 
 # Few users and few seconds, so that ties and repeats are the rule.
@@ -26,12 +24,13 @@ def columns(events):
     return user, np.array([time for _, time in events], dtype=np.int64)
 
 
-def history_by_loop(user, timestamp, row):
+def history_by_loop(user, timestamp, row, event=None):
     """Rows of the user's strictly earlier events, oldest first, ties in row order."""
     earlier = [
         other
         for other in range(len(user))
         if user[other] == user[row] and timestamp[other] < timestamp[row]
+        if event is None or event[other]
     ]
     return sorted(earlier, key=lambda other: (timestamp[other], other))
 
@@ -60,6 +59,67 @@ def test_histories_carry_item_action_and_time(make_log, events):
         assert histories.lengths(np.array([row])) == [len(expected)]
 
 
+# user, second, and whether the row is an event
+ROWS = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(0, 5), st.booleans()),
+    min_size=1,
+    max_size=40,
+)
+
+
+@given(ROWS)
+def test_histories_hold_events_only_and_every_row_has_one(make_log, rows):
+    user, timestamp, event = np.array(sorted(rows, key=lambda row: row[1])).T
+    event = event.astype(bool)
+    order, start, end = earlier_events(user, timestamp, event)
+    assert sorted(order) == np.flatnonzero(event).tolist()
+    log = make_log(user, timestamp, event=event)
+    histories = Histories.from_log(log)
+    for row in range(len(log)):
+        expected = history_by_loop(user, timestamp, row, event)
+        window = slice(histories.start[row], histories.end[row])
+        assert order[start[row] : end[row]].tolist() == expected
+        assert histories.item[window].tolist() == log.item[expected].tolist()
+        assert histories.action[window].tolist() == log.action[expected].tolist()
+        assert histories.timestamp[window].tolist() == timestamp[expected].tolist()
+
+
+@given(ROWS, st.integers(1, 4), st.integers(0, 3))
+def test_amortized_batches_show_each_row_its_events(
+    make_log, rows, max_candidates, max_events
+):
+    user, timestamp, event = np.array(sorted(rows, key=lambda row: row[1])).T
+    event = event.astype(bool)
+    log = make_log(user, timestamp, event=event, item=np.arange(len(user)) % 7)
+    all_rows = np.arange(len(log))
+    seen = []
+    for batch in user_batches(
+        log,
+        Histories.from_log(log),
+        all_rows,
+        max_tokens=30,
+        max_events=max_events,
+        max_candidates=max_candidates,
+    ):
+        request = batch.request
+        for b, m in zip(*np.nonzero(batch.row.numpy() >= 0), strict=True):
+            row, reads = int(batch.row[b, m]), int(request.visible[b, m])
+            expected = log.item[history_by_loop(user, timestamp, row, event)]
+            kept = min(len(expected), max_events)  # or more, of the run's own events
+            assert kept <= reads <= len(expected)
+            read = request.history.item[b, :reads].tolist()
+            assert read == expected[len(expected) - reads :].tolist()
+            seen.append(row)
+    assert sorted(seen) == all_rows.tolist()
+
+
+def test_a_log_without_a_single_event_has_empty_histories(make_log):
+    log = make_log([0, 0, 1], [1, 2, 3], event=np.zeros(3, dtype=bool))
+    histories = Histories.from_log(log)
+    assert len(histories.item) == 0
+    assert histories.lengths(np.arange(3)).tolist() == [0, 0, 0]
+
+
 def test_a_first_event_and_its_ties_have_an_empty_history(make_log):
     histories = Histories.from_log(make_log([0, 0, 1, 0], [5, 5, 5, 6]))
     assert histories.lengths(np.arange(4)).tolist() == [0, 0, 0, 2]
@@ -69,75 +129,6 @@ def test_histories_store_each_event_once(make_log):
     log = make_log([0] * 1000, range(1000))
     for field in dataclasses.fields(Histories):
         assert getattr(Histories.from_log(log), field.name).shape == (1000,)
-
-
-@given(
-    timestamps=hnp.arrays(np.int64, st.integers(1, 60), elements=st.integers(0, 30)),
-    shares=st.tuples(*[st.integers(1, 8)] * 3),
-)
-def test_split_by_time_is_a_partition_that_cuts_no_second(make_log, timestamps, shares):
-    timestamps = np.sort(timestamps)
-    log = make_log([0] * len(timestamps), timestamps)
-    fractions = np.array(shares) / sum(shares)
-    try:
-        split = split_by_time(log, fractions)
-    except ValueError as error:
-        assert "empty" in str(error)
-        return
-    parts = [timestamps[split.train], timestamps[split.validation]]
-    parts.append(timestamps[split.test])
-    rows = np.concatenate([split.train, split.validation, split.test])
-    assert rows.tolist() == list(range(len(log)))
-    assert parts[0][-1] < parts[1][0] and parts[1][-1] < parts[2][0]
-
-
-def test_split_by_time_gives_the_fractions_where_no_second_is_shared(make_log):
-    split = split_by_time(make_log([0] * 100, range(100)))
-    sizes = [len(split.train), len(split.validation), len(split.test)]
-    assert sizes == [80, 10, 10]
-
-
-def test_a_border_moves_back_to_the_start_of_its_second(make_log):
-    seconds = [*range(7), 7, 7, 7, *range(8, 18)]  # row 8 of 20 is the border
-    split = split_by_time(make_log([0] * 20, seconds), (0.4, 0.3, 0.3))
-    assert len(split.train) == 7
-
-
-@given(st.integers(10, 200), st.integers(0, 2**32))
-def test_split_at_random_is_a_partition_in_time_order(make_log, size, seed):
-    log = make_log([0] * size, range(size))
-    split, again = split_at_random(log, seed=seed), split_at_random(log, seed=seed)
-    parts = [split.train, split.validation, split.test]
-    assert sorted(np.concatenate(parts)) == list(range(size))
-    assert all((np.diff(part) > 0).all() for part in parts)
-    assert np.array_equal(split.test, again.test)
-
-
-def test_split_at_random_trains_on_the_test_future(make_log):
-    split = split_at_random(make_log([0] * 1000, range(1000)), seed=0)
-    assert split.train.max() > split.test.min()
-
-
-@pytest.mark.parametrize(
-    ("fractions", "message"),
-    [
-        ((0.8, 0.1, 0.2), "add to 1"),
-        ((1.2, -0.1, -0.1), "add to 1"),
-        ((0.5, 0.5), "add to 1"),
-        ((0.9, 0.1, 0.0), r"\['test'\] empty"),
-    ],
-)
-def test_bad_fractions_are_refused(make_log, fractions, message):
-    log = make_log([0] * 100, range(100))
-    with pytest.raises(ValueError, match=message):
-        split_by_time(log, fractions)
-    with pytest.raises(ValueError, match=message):
-        split_at_random(log, fractions, seed=0)
-
-
-def test_a_log_of_one_second_cannot_be_split_by_time(make_log):
-    with pytest.raises(ValueError, match="empty"):
-        split_by_time(make_log([0] * 100, [7] * 100))
 
 
 @pytest.mark.parametrize(
@@ -159,6 +150,12 @@ def test_a_log_of_one_second_cannot_be_split_by_time(make_log):
         ({"item": np.array([1, 2])}, "'item' is int64 .2., expected int64 with 3 rows"),
         ({"item": np.array([1, 2, 3], np.int32)}, "column 'item' is int32"),
         ({"item_titles": np.array(["a"])}, "item_titles has shape"),
+        ({"request": np.array([4, 4, 4])}, "'request', row 1: 4 is a request of anoth"),
+        ({"request": np.array([0, -1, 1])}, "column 'request', row 1: -1 is negative"),
+        ({"request": np.array([0, 1])}, "column 'request' is int64 .2."),
+        ({"request": np.array([0.0, 1, 2])}, "column 'request' is float64"),
+        ({"event": np.array([0, 1, 1])}, "column 'event' is int64 .3., expected bool"),
+        ({"event": np.array([True])}, "column 'event' is bool .1., .* with 3 rows"),
     ],
 )
 def test_a_bad_column_is_named_with_its_row(make_log, columns, message):
@@ -180,8 +177,12 @@ def test_unsorted_and_duplicate_rows_are_sorted_stably_and_kept(make_log):
         user=np.array([0, 1, 1, 1, 0]),
         item=np.array([3, 2, 2, 2, 3]),
         action=np.arange(5),
+        request=np.array([1, 7, 7, 5, 1]),
+        event=np.array([True, False, True, True, False]),
     )
     log = InteractionLog.from_unsorted(**values)
+    assert log.request.tolist() == [7, 5, 1, 7, 1]
+    assert log.event.tolist() == [False, True, True, True, False]
     assert log.timestamp.tolist() == [4, 4, 9, 9, 9]
     assert log.action.tolist() == [1, 3, 0, 2, 4]
     assert log.item.tolist() == [2, 2, 3, 2, 3]

@@ -99,6 +99,21 @@ def test_impressions_in_time_order(folder):
     assert lengths.tolist() == [0, 0, 0, 1, 2, 2, 0]
 
 
+def test_clicked_impressions_are_the_events_if_so_asked(folder):
+    assert kuairand.load(folder).event is None
+    log = kuairand.load(folder, events="positive")
+    assert log.event.tolist() == (log.label == 1).tolist()
+    # Before its last impression, user 0 clicked 60 and was shown 40.
+    assert Histories.from_log(log).lengths(np.arange(7)).tolist() == [0] * 3 + [
+        1,
+        2,
+        1,
+        0,
+    ]
+    with pytest.raises(ValueError, match="'clicks' is neither 'all' nor 'positive'"):
+        kuairand.load(folder, events="clicks")
+
+
 def standardised_logs(values: list[list[int]]) -> np.ndarray:
     logs = np.log1p(np.array(values))
     spread = logs.std(axis=0)
