@@ -174,9 +174,9 @@ class HSTU(OneSequence[Tensor, TimedCache]):
         """
         (k, t), device = (x.shape[1], timestamp.shape[1]), x.device
         x, since = self.dropout(x), t - k
-        # How many events back: T - 1 .. 1 - K, of which each event reads a window.
-        back = bucket(t - 1 - torch.arange(max(t + k - 1, 0), device=device))
-        back = back.unfold(0, t, 1).flip(0)  # [K, T]
+        # How many events back: T - 1 .. -K, of which each event reads a window.
+        back = bucket(t - 1 - torch.arange(t + k, device=device))
+        back = back.unfold(0, t, 1)[:k].flip(0)  # [K, T]
         seconds = timestamp[:, since:].unsqueeze(-1) - timestamp.unsqueeze(1)
         rows = back * ROWS + bucket(seconds)  # [B, K, T]
         allowed = torch.ones(k, t, dtype=torch.bool, device=device).tril(since)

@@ -273,12 +273,12 @@ def test_a_hit_reads_no_event(ranker, request_of_one, assert_served, name):
     assert_served(ranker(name, 2), requests, ["new user", "hit"])
 
 
-@pytest.mark.parametrize("left, right", [(0, 2), (3, 0), (1, 1)])
+@pytest.mark.parametrize("padding", [1, 2])
 def test_padding_is_no_part_of_a_history_s_version(
-    ranker, request_of_one, assert_served, left, right
+    ranker, request_of_one, assert_served, padding
 ):
     def pad(tensor):
-        return torch.nn.functional.pad(tensor, (left, right))
+        return torch.nn.functional.pad(tensor, (0, padding))
 
     padded = with_history(request_of_one, request_of_one.history.map(pad))
     requests = [padded, request_of_one, padded]
@@ -769,7 +769,7 @@ def test_any_sequence_of_requests_scores_as_without_a_cache(
             shown = events[user].map(lambda t, span=span: t[:, slice(*span)])
             if operation == "pad":
                 shown = shown.map(
-                    lambda t, k=number: torch.nn.functional.pad(t, (k % 3, k % 2))
+                    lambda t, k=number: torch.nn.functional.pad(t, (0, k % 3))
                 )
             drawn = draw_request(number, 1, 0, 2)
             yield replace(drawn, user=torch.tensor([user]), history=shown)
