@@ -19,7 +19,7 @@ from recsys_edu.dlrm import DLRM
 from recsys_edu.encoders.lime import Lime
 from recsys_edu.files import written_whole
 from recsys_edu.progress import progress
-from recsys_edu.scoring.user_cache import version_of
+from recsys_edu.scoring.versions import version_of
 
 
 class LinkIndex:

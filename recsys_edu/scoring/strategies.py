@@ -15,7 +15,7 @@ from recsys_edu.batch import Request
 from recsys_edu.dlrm import DLRM
 from recsys_edu.encoders.single_pass import OneSequence, SinglePassEncoder
 from recsys_edu.scoring.link_index import LinkIndex
-from recsys_edu.scoring.user_cache import UserCache, encode_request
+from recsys_edu.scoring.user_cache import UserCache
 
 
 def naive(model: DLRM, request: Request) -> Tensor:
