@@ -86,9 +86,7 @@ def _storage(tensor: Tensor) -> torch.UntypedStorage:
 
 def _marks(tensors: list[Tensor]) -> list[tuple[int, int, int]] | None:
     try:
-        return [
-            (t.untyped_storage()._cdata, t.data_ptr(), t._version) for t in tensors
-        ]
+        return [(t.untyped_storage()._cdata, t.data_ptr(), t._version) for t in tensors]
     except RuntimeError:  # "Inference tensors do not track version counter."
         return None
 

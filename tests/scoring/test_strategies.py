@@ -108,7 +108,8 @@ def test_cached_scores_are_the_naive_ones(
     def twice(model):
         cache = UserCache(model, max_bytes=10**6)
         first, second = (
-            amortized(model, request, micro_batch=2, cache=cache) for _ in range(2)
+            amortized(model, request, micro_batch=2, encode=cache.encode_request)
+            for _ in range(2)
         )
         assert cache.outcomes == {"new user": 1, "hit": 1}
         return torch.cat([first, second])
@@ -165,13 +166,6 @@ def test_a_micro_batch_of_no_candidate_is_refused(ranker, draw_request, micro_ba
         amortized(ranker("DIN").float32, request, micro_batch=micro_batch)
 
 
-def test_the_cache_of_another_model_is_refused(ranker, make_model, draw_request):
-    request, name = draw_request(0, b=1, n=3, m=2), "append-cross, causal"
-    cache = UserCache(make_model(name), max_bytes=10**6)
-    with pytest.raises(ValueError, match="another model encoded"):
-        amortized(ranker(name).float32, request, micro_batch=2, cache=cache)
-
-
 @pytest.mark.parametrize("name", OTHERS)
 def test_single_pass_is_refused_where_no_mask_makes_it(ranker, draw_request, name):
     with pytest.raises(TypeError, match="has no single-pass form"):
@@ -221,15 +215,15 @@ def test_in_bfloat16_no_form_errs_twice_as_much_as_naive(
         return (scores.double() - exact).square().mean().sqrt()
 
     def cached(model, request):
-        cache, scores = UserCache(model, max_bytes=10**7), []
+        encode, scores = UserCache(model, max_bytes=10**7).encode_request, []
         for b in range(len(request.user)):
             history = request.history.map(lambda t, b=b: t[b : b + 1])
             keep = history.mask[0].nonzero()[:, 0]
             short = history.map(lambda t, keep=keep: t[:, keep[: len(keep) // 2]])
             row = request[b : b + 1]
             # Half of the history first, so that the rest extends it where it can.
-            amortized(model, replace(row, history=short), micro_batch=9, cache=cache)
-            scores.append(amortized(model, row, micro_batch=9, cache=cache))
+            amortized(model, replace(row, history=short), micro_batch=9, encode=encode)
+            scores.append(amortized(model, row, micro_batch=9, encode=encode))
         return torch.cat(scores)
 
     forms = {

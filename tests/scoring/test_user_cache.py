@@ -15,7 +15,8 @@ from recsys_edu.cost import count, nbytes
 from recsys_edu.data import Histories
 from recsys_edu.encoders.base import CannotExtend, Events
 from recsys_edu.scoring.strategies import amortized, naive
-from recsys_edu.scoring.user_cache import UserCache, extend, weights_version
+from recsys_edu.scoring.user_cache import UserCache, grow
+from recsys_edu.scoring.versions import weights_version
 
 EXTENDABLE = ["append-causal", "append-cross, causal", "HSTU"]
 # Their codes hold r rows and what those can grow from; more in test_low_rank.
@@ -160,7 +161,7 @@ def test_extending_costs_what_the_new_events_cost(ranker, draw_request, name):
     model, request = ranker(name).float32, draw_request(0, b=1, n=61, m=1, full=True)
     code = encode(model, head(request.history, 60), request.user)
     with torch.no_grad():
-        delta = count(extend, model, code, request, 60)
+        delta = count(grow, model, code, request, 60)
         whole = count(model.encode_request, request)
     assert delta.flops * 50 < whole.flops
 
@@ -181,7 +182,7 @@ def test_who_cannot_extend_says_why(ranker, draw_request, name):
         "LIME-XOR": "with 3 XOR blocks a new event changes",
     }[name]
     with pytest.raises(CannotExtend, match=reason):
-        extend(model, code, request, known=3)
+        grow(model, code, request, known=3)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -190,7 +191,7 @@ def test_recency_cannot_extend_in_any_encoder(ranker, draw_request, name):
     request = draw_request(0, b=1, n=4, m=1, full=True)
     code = model.encode_request(with_history(request, head(request.history, 3))).code
     with pytest.raises(CannotExtend, match="Recency counts from the end of the hist"):
-        extend(model, code, request, known=3)
+        grow(model, code, request, known=3)
 
 
 @extendable
@@ -221,7 +222,9 @@ def serve(model, requests, max_bytes=ROOM):
     cache, scores, outcomes = UserCache(model, max_bytes=max_bytes), [], []
     for request in requests:
         before = Counter(cache.outcomes)
-        scores.append(amortized(model, request, micro_batch=2, cache=cache))
+        scores.append(
+            amortized(model, request, micro_batch=2, encode=cache.encode_request)
+        )
         [outcome] = cache.outcomes - before
         outcomes.append(outcome)
     return torch.cat(scores), outcomes
@@ -435,7 +438,7 @@ def test_no_code_outlives_the_weights_that_made_it(make_model, request_of_one, c
     cache = UserCache(model, max_bytes=ROOM)
 
     def score(request):
-        return amortized(model, request, micro_batch=2, cache=cache)
+        return amortized(model, request, micro_batch=2, encode=cache.encode_request)
 
     before = score(request_of_one)
     change(model)
@@ -534,7 +537,7 @@ def test_serving_writes_into_no_kept_code(ranker, request_of_one, name):
         request = with_history(request_of_one, head(request_of_one.history, n))
         side = cache.encode_request(request)
         side.map(lambda t: kept.append((t, t.clone())))
-        amortized(model, request, micro_batch=1, cache=cache)
+        amortized(model, request, micro_batch=1, encode=cache.encode_request)
     assert all(torch.equal(now, before) for now, before in kept)
 
 
@@ -630,7 +633,7 @@ def test_an_entry_larger_than_the_budget_is_not_kept(ranker, request_of_one):
     cache = UserCache(model, max_bytes=entry_bytes(4))
     for n, kept in ((4, 1), (6, 0), (6, 0), (3, 1)):
         request = of_user(request_of_one, 0, n)
-        scores = amortized(model, request, micro_batch=2, cache=cache)
+        scores = amortized(model, request, micro_batch=2, encode=cache.encode_request)
         torch.testing.assert_close(scores, naive(model, request))
         assert len(cache) == kept and cache.bytes == kept * entry_bytes(n)
 
@@ -778,7 +781,9 @@ def test_any_sequence_of_requests_scores_as_without_a_cache(
         cache = UserCache(model, max_bytes=max_bytes)
 
         def score(request):
-            scores = amortized(model, request, micro_batch=1, cache=cache)
+            scores = amortized(
+                model, request, micro_batch=1, encode=cache.encode_request
+            )
             assert cache.bytes == sum(map(nbytes, cache._entries.values()))
             assert cache.bytes <= max_bytes and len(cache) <= 3
             return scores
