@@ -52,21 +52,21 @@ def stack(trees: Sequence[Any]) -> Any:
         >>> stack([torch.ones(1, 2), torch.zeros(2, 2)]).tolist()
         [[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]]
     """
+    return _stacked(trees, None)
+
+
+def _stacked(trees: Sequence[Any], lengths: list[int] | None) -> Any:
+    """As :func:`stack`; tensors may have an axis of these ``lengths``."""
     if all(tree is None for tree in trees):
         return None
     if any(tree is None for tree in trees):
         raise ValueError("some of these are None and others are not")
     if isinstance(trees[0], Tensor):
-        return _join(trees, None)
+        return _join(trees, lengths)
     masks = [getattr(tree, "mask", None) for tree in trees]
     lengths = None if masks[0] is None else [mask.shape[-1] for mask in masks]
     columns = ([getattr(tree, f.name) for tree in trees] for f in fields(trees[0]))
-    return type(trees[0])(
-        *(
-            _join(column, lengths) if isinstance(column[0], Tensor) else stack(column)
-            for column in columns
-        )
-    )
+    return type(trees[0])(*(_stacked(column, lengths) for column in columns))
 
 
 def _join(tensors: Sequence[Tensor], lengths: list[int] | None) -> Tensor:
