@@ -207,7 +207,9 @@ def test_what_is_not_shown_scores_minus_infinity(
         got = form(ranker(name, size).float32, some)
         assert torch.equal(got.isneginf(), hidden) and not got.isnan().any()
         assert_same(
-            lambda model, form=form: form(model, some).masked_fill(hidden, 0),
+            lambda model, form=form, some=some: form(model, some).masked_fill(
+                hidden, 0
+            ),
             lambda model: naive(model, request).masked_fill(hidden, 0),
             ranker(name, size),
         )

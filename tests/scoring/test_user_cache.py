@@ -629,7 +629,8 @@ def test_a_code_serves_its_own_precision(make_model, request_of_one, name, given
             with torch.autocast("cpu", dtype):
                 same_as_uncached()
     assert cache.outcomes == {"new user": 3, "hit": 3}
-    model.double()
+    for weight in model.parameters():
+        weight.data = weight.data.double()
     same_as_uncached()
     assert cache.outcomes["hit"] == 3
 
@@ -728,6 +729,16 @@ def test_an_entry_of_a_batch_keeps_nothing_of_the_others(ranker, request_of_one)
     assert cache.bytes == weight(cache) == sum(map(entry_bytes, (3, 6, 0)))
 
 
+@pytest.mark.parametrize("name", ["HSTU", "LIME-MHA", "DIN"])
+def test_in_a_batch_or_alone_an_entry_weighs_the_same(ranker, request_of_one, name):
+    users = [of_user(request_of_one, user, n) for user, n in ((0, 3), (1, 6), (2, 0))]
+    batch, alone = (UserCache(ranker(name).float32, max_bytes=ROOM) for _ in range(2))
+    batch.encode_request(Request.stack(users))
+    for request in users:
+        alone.encode_request(request)
+    assert batch.bytes == weight(batch) == alone.bytes == weight(alone) > 0
+
+
 # Threads.
 
 
@@ -810,15 +821,18 @@ def test_no_graph_is_kept(make_model, request_of_one, name):
     assert tensors and not any(tensor.requires_grad for tensor in tensors)
 
 
-def test_a_code_made_in_inference_mode_serves_and_grows_outside(ranker, request_of_one):
-    model = ranker("append-causal").float32
+def test_a_code_made_in_inference_mode_serves_and_grows_outside(
+    make_model, request_of_one
+):
+    model = make_model("append-causal")
     cache = UserCache(model, max_bytes=ROOM)
-    with torch.inference_mode():
-        cache.encode_request(
-            with_history(request_of_one, head(request_of_one.history, 3))
-        )
-    cache.encode_request(request_of_one)
-    assert cache.outcomes == {"new user": 1, "extended": 1}
+    for n in (3, 6):
+        request = with_history(request_of_one, head(request_of_one.history, n))
+        with torch.inference_mode():
+            cache.encode_request(request)
+        scores = amortized(model, request, micro_batch=3, encode=cache.encode_request)
+        scores.sum().backward()  # inference tensors could not be saved for it
+    assert cache.outcomes == {"new user": 1, "hit": 2, "extended": 1}
 
 
 # Bytes, and what is dropped.
@@ -910,9 +924,10 @@ def test_an_entry_larger_than_the_budget_drops_nobody_else(ranker, request_of_on
 # What is refused.
 
 
-def test_a_model_in_training_is_refused(make_model, request_of_one):
+@pytest.mark.parametrize("given", [None, lambda: 1])
+def test_a_model_in_training_is_refused(make_model, request_of_one, given):
     model = make_model("append-causal").train()
-    cache = UserCache(model, max_bytes=ROOM)
+    cache = UserCache(model, max_bytes=ROOM, version=given)
     with pytest.raises(ValueError, match=r"call model.eval\(\) first"):
         cache.encode_request(request_of_one)
     model.eval()
