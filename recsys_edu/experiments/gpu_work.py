@@ -433,9 +433,12 @@ class OnCard(nn.Module):
 
 def on_card(plan: Plan, request: Request, form: kernels.Form) -> Callable[[], Tensor]:
     """LIME-XOR with the index on the card, by plain PyTorch or by the kernels."""
-    model = ranker("LIME-XOR" if form == "reference" else "LIME-XOR, fused", plan.items)
-    weights = index(plan.items).weights.to(device())
-    model = model.with_encoder(OnCard(model.encoder, weights, form))
+    on_the_card = index(plan.items).to(device())
+    if form == "reference":
+        model, m = ranker("LIME-XOR", plan.items), request.candidates.shape[1]
+        return partial(links, model, request, on_the_card, micro_batch=m)
+    model = ranker("LIME-XOR, fused", plan.items)
+    model = model.with_encoder(OnCard(model.encoder, on_the_card.weights, form))
 
     def run() -> Tensor:
         known = model.encode_request(request)
