@@ -105,6 +105,20 @@ class UserCache:
         outcomes: how histories were served, by name: "hit", "extended", or why one was
             encoded: "new user", "new weights", "another history", "cannot extend".
         bytes: of all entries.
+
+    Example:
+        >>> from recsys_edu.data.synthetic import planted_world
+        >>> from recsys_edu.embeddings import Embeddings
+        >>> from recsys_edu.encoders.append import AppendEncoder
+        >>> log = planted_world(seed=0, n_impressions=99, n_users=9, n_items=9).log
+        >>> embeddings = Embeddings(log.users, log.items, log.events, 8)
+        >>> model = DLRM(embeddings, AppendEncoder(8)).eval()
+        >>> cache = UserCache(model, max_bytes=10**6)
+        >>> for n in (1, 1, 2):  # events so far
+        ...     seen = dict(items=[5, 7][:n], actions=[0, 1][:n], times=[10, 20][:n])
+        ...     side = cache.encode_request(model.request(3, [4], now=60, **seen))
+        >>> dict(cache.outcomes)
+        {'new user': 1, 'hit': 1, 'extended': 1}
     """
 
     def __init__(
