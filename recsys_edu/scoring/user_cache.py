@@ -79,7 +79,7 @@ class UserCache:
     whose events begin with exactly these. A late event, an edit, a deletion and a
     window that has slid all fail that test.
 
-    **The weights' version** is read before a request is encoded and again after. If it
+    **The weights' version** is read before a history is encoded and again after. If it
     moved, the request is encoded again: what is returned is of one version, and what is
     kept is tagged with it. Unless ``version`` gives it, it is a hash of all weights,
     taken again only when PyTorch has seen one change, see
@@ -188,7 +188,9 @@ class UserCache:
         self, key: Hashable, request: Request, b: int, n: int, version: Hashable
     ) -> tuple[str, _Entry]:
         """How the history of row b, n events long, is served, and its entry."""
-        entry, history = self._entries.get(key), request.history
+        with self._lock:
+            entry = self._entries.get(key)
+        history = request.history
         if entry is None:
             outcome = "new user"
         elif entry.version != version:

@@ -61,8 +61,8 @@ class Seen:
     """What PyTorch knows of changes to some tensors: equal looks, the same numbers.
 
     For each tensor its storage, its place there, and how often PyTorch has written to
-    it. Two kinds of change are not counted: through ``tensor.data``, and of tensors
-    that were made under ``torch.inference_mode``, which are the same as no other look.
+    it. Two kinds of change are not counted: those written through ``tensor.data``, and
+    all of a tensor made under ``torch.inference_mode``, which is like no other look.
     A change that is under way is counted when it is complete.
     """
 
