@@ -6,6 +6,7 @@ new event change what was added to the older ones?
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -14,6 +15,20 @@ from torch import Tensor, nn
 
 from recsys_edu.batch import History
 from recsys_edu.configured import Configured
+
+BUCKETS = 26
+"""Buckets of a distance: the last begins at 2^25 - 1, which is a year of seconds."""
+
+
+def bucket(distance: Tensor) -> Tensor:
+    """min(floor(log2(1 + distance)), 25) of integers; what is negative counts as 0.
+
+    Returns:
+        [...] int32.
+    """
+    edges = 2 ** torch.arange(1, BUCKETS, device=distance.device) - 1  # 1, 3, 7, ...
+    distance = distance.clamp(0, 2**BUCKETS).int()  # found twice as fast as in int64
+    return torch.bucketize(distance, edges.int(), out_int32=True, right=True)
 
 
 def newer(mask: Tensor) -> Tensor:
@@ -32,6 +47,11 @@ class Positions(Configured, nn.Module, ABC):
         self.table = nn.Embedding(rows, d)
         nn.init.normal_(self.table.weight, std=d**-0.5 / 4)
 
+    @property
+    def longest(self) -> float:
+        """N of the longest history that there are rows for, padding included."""
+        return self.table.num_embeddings
+
     @abstractmethod
     def row(self, history: History) -> Tensor:
         """p, the row of each event: [B, N] int64."""
@@ -40,15 +60,15 @@ class Positions(Configured, nn.Module, ABC):
         """Request clock: B histories of N events -> [B, N, d].
 
         Raises:
-            ValueError: a history has more events than the table has rows for.
+            ValueError: the histories are longer than the table; padding counts, so
+                that the answer is in their shape and no number is looked at.
         """
-        row = self.row(history)
-        if row.numel() and row.max() >= self.table.num_embeddings:
+        if history.item.shape[1] > self.longest:
             raise ValueError(
                 f"{type(self).__name__} has {self.table.num_embeddings} rows, too few "
                 f"for a history of {history.item.shape[1]} events: keep fewer events"
             )
-        return self.table(row)
+        return self.table(self.row(history))
 
 
 class Absolute(Positions):
@@ -82,16 +102,15 @@ class TimeGap(Positions):
     """
 
     append_only = True
-    ROWS = 26
+    longest = math.inf
 
     def __init__(self, d: int) -> None:
-        super().__init__(self.ROWS, d)
+        super().__init__(BUCKETS, d)
 
     def row(self, history: History) -> Tensor:
         """[B, N] int64 in 0 .. 25, 0 under padding."""
-        gap = history.timestamp.diff(dim=1).clamp(min=0)
-        bucket = 1 + (1 + gap).double().log2().floor().long()
-        neighbours = history.mask[:, 1:] & history.mask[:, :-1]
+        after_first = 1 + bucket(history.timestamp.diff(dim=1)).long()
+        after_first = after_first.clamp(max=BUCKETS - 1)
         row = torch.zeros_like(history.timestamp)
-        row[:, 1:] = torch.where(neighbours, bucket.clamp(max=self.ROWS - 1), 0)
+        row[:, 1:] = torch.where(history.mask[:, 1:], after_first, 0)
         return row

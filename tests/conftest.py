@@ -190,7 +190,7 @@ def draw_history():
     read.
     """
 
-    def draw(rng, b, n, *, side="any", full=False):
+    def draw(rng, b, n, *, side="right", full=False):
         length = np.full((b, 1), n) if full else rng.integers(0, n + 1, (b, 1))
         first = {
             "any": rng.integers(0, n - length + 1),

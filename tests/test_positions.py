@@ -35,12 +35,13 @@ BY_HAND = {
 
 
 @every_scheme
-@pytest.mark.parametrize("left, right", [(0, 0), (0, 2), (3, 0), (1, 2)])
-def test_rows_by_hand_with_padding_on_either_side(name, left, right):
-    seconds = [7] * left + [100, 101, 108, 108] + [5000] * right
-    mask = [0] * left + [1] * 4 + [0] * right
-    rows = SCHEMES[name]().row(history(seconds, mask))
-    assert rows.tolist() == [[0] * left + BY_HAND[name] + [0] * right]
+@pytest.mark.parametrize("padding", [0, 1, 3])
+def test_rows_by_hand(name, padding):
+    """What stands under padding is no event: an older one, say, or one to come."""
+    for under in (7, 5000):
+        seconds = [100, 101, 108, 108] + [under] * padding
+        rows = SCHEMES[name]().row(history(seconds, [1] * 4 + [0] * padding))
+        assert rows.tolist() == [BY_HAND[name] + [0] * padding]
 
 
 @pytest.mark.parametrize("n", [1, 5, 16])  # odd ends of vectorised loops
@@ -97,12 +98,24 @@ def test_padding_moves_no_row(draw_history, name, seed, n):
 
 @pytest.mark.parametrize("scheme", [Absolute, Recency])
 def test_a_history_longer_than_the_table_is_refused(scheme):
+    """By its shape: a batch is no wider than its longest history."""
     scheme(3, D)(history([1, 2, 3]))
-    padded = history([1, 2, 3, 0, 0], [1, 1, 1, 0, 0])
-    scheme(3, D)(padded)  # padding takes no row
     expected = f"{scheme.__name__} has 3 rows, too few for a history of 4 events"
-    with pytest.raises(ValueError, match=expected):
-        scheme(3, D)(history([1, 2, 3, 4]))
+    for mask in ([1, 1, 1, 1], [1, 0, 0, 0]):
+        with pytest.raises(ValueError, match=expected):
+            scheme(3, D)(history([1, 2, 3, 4], mask))
+
+
+def test_time_gaps_have_a_row_for_any_history():
+    assert TimeGap(D)(history(range(0, 90 * 500, 90))).shape == (1, 500, D)
+
+
+@every_scheme
+def test_positions_look_at_no_number_to_decide_what_to_do(name):
+    """On a GPU it would wait for the number; on the meta device there is none."""
+    empty = torch.zeros(2, 5, dtype=torch.int64, device="meta")
+    scheme = SCHEMES[name]().to("meta")
+    assert scheme(History(empty, empty, empty, empty.bool())).shape == (2, 5, D)
 
 
 @pytest.mark.parametrize("positions", ["none", *SCHEMES])
@@ -124,5 +137,6 @@ def test_an_event_is_its_item_its_action_and_its_when(ranker, draw_request, name
     embeddings = ranker("mean pooling", positions=name).float32.embeddings
     drawn = draw_request(3, b=2, n=5, m=1).history
     expected = embeddings.items(drawn.item).sum(-2)
-    expected = expected + embeddings.actions(drawn.action) + embeddings.positions(drawn)
+    expected = expected + embeddings.actions(1 + drawn.action)
+    expected = expected + embeddings.positions(drawn)
     assert torch.equal(embeddings.events(drawn), expected)

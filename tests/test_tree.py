@@ -5,6 +5,14 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import (
+    keystr,
+    tree_flatten,
+    tree_leaves,
+    tree_leaves_with_path,
+    tree_map,
+    tree_unflatten,
+)
 
 from recsys_edu.tree import TensorTree, stack
 
@@ -19,6 +27,11 @@ class Leaf(TensorTree):
 class Tree(TensorTree):
     leaf: Leaf
     c: Tensor
+
+
+@dataclass(frozen=True)
+class Grown(Leaf):
+    c: Tensor | None
 
 
 def tree(b=None):
@@ -65,6 +78,28 @@ def test_an_index_is_every_tensor_s_index(index):
     assert torch.equal(part.leaf.a, whole.leaf.a[index])
     assert torch.equal(part.leaf.b, whole.leaf.b[index])
     assert torch.equal(part.c, whole.c[index])
+
+
+def test_pytorch_goes_through_a_tree_and_puts_it_together_again():
+    """Also one whose class another inherits from, and one with nothing in a place."""
+    for before in (tree(), tree(b=torch.ones(3)), Grown(torch.ones(2), None, None)):
+        after = tree_map(torch.neg, before)
+        assert type(after) is type(before)
+        expected = before.map(torch.neg)
+        for got, negated in zip(tree_leaves(after), tree_leaves(expected), strict=True):
+            assert torch.equal(got, negated)
+    leaves, spec = tree_flatten(tree())
+    assert len(leaves) == 2 and tree_unflatten(list("xy"), spec).leaf.a == "x"
+    [(path, _), _] = tree_leaves_with_path(tree())
+    assert keystr(path) == ".leaf.a"
+
+
+def test_pinning_pins_every_tensor(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda x: pinned.append(x) or x + 1)
+    before = tree(b=torch.ones(3))
+    after = before.pin_memory()
+    assert len(pinned) == 3 and torch.equal(after.leaf.b, before.leaf.b + 1)
 
 
 def test_slices_are_views():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys_edu.attention.heads import join_heads, split_heads, split_pair
+from recsys_edu.attention.precision import autocast_off, in_float32
 
 
 def attend_pointwise(
@@ -23,6 +26,9 @@ def attend_pointwise(
     ``n`` must be a constant of the query: how many keys *it* may read, say, but never
     the length of the sequence it happens to stand in.
 
+    A sum over 16,384 keys leaves float16 before n brings it back. So numbers of 16 bits
+    are taken to float32 first, under autocast too, and what was read is rounded last.
+
     Args:
         q: [B, heads, Q, dh].
         k, v: [B, heads, K, dh].
@@ -32,11 +38,15 @@ def attend_pointwise(
 
     Source: Zhai et al. 2024 (arXiv 2402.17152), section 3.2.
     """
-    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    weights = F.silu(scores if bias is None else scores + bias)
-    if mask is not None:
-        weights = weights.masked_fill(~mask, 0.0)
-    return weights @ v / n
+    dtype, (q, k, v) = q.dtype, in_float32(q, k, v)
+    with autocast_off(q):
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        if bias is not None:
+            scores += bias
+        weights = F.silu(scores, inplace=not scores.requires_grad)
+        if mask is not None:
+            weights.masked_fill_(~mask, 0.0)
+        return (weights @ v / n).to(dtype)
 
 
 class PointwiseBlock(nn.Module):
@@ -50,8 +60,12 @@ class PointwiseBlock(nn.Module):
     There is no feed-forward part: the gate u does its work. Tokens x read tokens y,
     which are the history for candidates, links for events, and events for links.
 
-    Source: Zhai et al. 2024, equations 1 to 3. Our choices where the paper leaves them
-    open: scores are divided by sqrt(dh), and heads are normalised together.
+    Source: Zhai et al. 2024, equations 1 to 3. Three things differ from its authors'
+    code for the paper: scores are divided by sqrt(dh), where it divides by nothing;
+    norms have weights and eps = 1e-5, where it has none and 1e-6, which tells with the
+    small sums of short histories; and dropout comes after W_o, where it comes before.
+    Their later code (``STULayer``) takes silu of u alone, and W_o reads [u, read,
+    norm(read) * u], three times as wide.
     """
 
     def __init__(self, d: int, heads: int, dropout: float) -> None:
@@ -77,6 +91,7 @@ class PointwiseBlock(nn.Module):
         n: Tensor | int,
         bias: Tensor | None = None,
         itself: Tensor | None = None,
+        attend: Callable[..., Tensor] = attend_pointwise,
     ) -> Tensor:
         """Tokens [B, T, d] that read keys and values [B, heads, K, dh] -> [B, T, d].
 
@@ -84,9 +99,10 @@ class PointwiseBlock(nn.Module):
             mask, n, bias: as in :func:`attend_pointwise`.
             itself: the bias, broadcasting to [B, heads, T, 1], under which each token
                 also reads its own key, which is not among ``k``; None if it does not.
+            attend: :func:`attend_pointwise`, or another form of it.
         """
         u, q = self.gate_queries(x)
-        read = attend_pointwise(q, k, v, mask, n, bias)
+        read = attend(q, k, v, mask, n, bias)
         if itself is not None:  # one more part of the sum: no copy of the shared keys
             k, v = self.keys_values(x)
             scores = (q * k).sum(-1, keepdim=True) * q.shape[-1] ** -0.5

@@ -8,8 +8,18 @@ from torch import Tensor, nn
 
 from recsys_edu.attention.heads import join_heads, split_heads, split_pair
 
+# What attend() runs on a CPU, with its lse: not a public name, and so it may go.
+_FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool = False,
+) -> Tensor:
     """softmax(q k^T / sqrt(dh), over the keys that ``mask`` allows) v.
 
     PyTorch's fused kernels do the work. A query that may read no key has no answer:
@@ -19,8 +29,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
         q: [B, heads, Q, dh].
         k, v: [B, heads, K, dh].
         mask: broadcasts to [B, heads, Q, K], True where q may read k; None for all.
+        causal: query i reads keys 0 .. i, where Q = K. No mask is made for it, and
+            half of the pairs is never computed.
     """
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 
 def attend_and_itself(
@@ -28,20 +40,16 @@ def attend_and_itself(
 ) -> Tensor:
     """As :func:`attend`, where each query has one more key and value of its own.
 
-    The shared keys stay shared: no [B, Q, K + 1, dh] copy of them is made.
+    The shared keys stay shared: no [B, Q, K + 1, dh] copy of them is made. A query's
+    own key is a part of one key, whose lse is its score: :func:`merge` adds it.
 
     Args:
         q, k_own, v_own: [B, heads, Q, dh].
         k, v: [B, heads, K, dh].
         mask: over the shared keys, as in :func:`attend`; a query always reads its own.
     """
-    scale = q.shape[-1] ** -0.5
-    shared = q @ k.transpose(-1, -2) * scale  # [B, heads, Q, K]
-    if mask is not None:
-        shared = shared.masked_fill(~mask, float("-inf"))
-    own = (q * k_own).sum(-1, keepdim=True) * scale  # [B, heads, Q, 1]
-    weights = torch.cat([shared, own], dim=-1).softmax(dim=-1)
-    return weights[..., :-1] @ v + weights[..., -1:] * v_own
+    own = (q * k_own).sum(-1) * q.shape[-1] ** -0.5  # [B, heads, Q]
+    return merge(*attend_lse(q, k, v, mask), v_own, own)[0]
 
 
 def attend_lse(
@@ -49,14 +57,51 @@ def attend_lse(
 ) -> tuple[Tensor, Tensor]:
     """As :func:`attend`, and the log of each row's sum of exponentials.
 
+    Where :func:`lse_is_kept`, a fused kernel does it and no score is written to memory.
+
     Returns:
         What was read [B, heads, Q, dh], and lse [B, heads, Q]. The two are all that is
         needed to read more keys later: see :func:`merge`.
     """
+    if lse_is_kept(q, k, v):
+        return attend_lse_fused(q, k, v, mask)
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # [B, heads, Q, K]
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(dim=-1) @ v, scores.logsumexp(dim=-1)
+
+
+def lse_is_kept(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether a fused kernel of PyTorch gives us its lse for these tensors.
+
+    The one for CPUs does, but passes no gradient through it, and stops the process
+    where there is no query or no key. As everywhere, ``sdpa_kernel`` may forbid it.
+    """
+    differentiated = torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in (q, k, v)
+    )
+    return (
+        q.device.type == "cpu"
+        and _FUSED is not None
+        and _fused_allowed()
+        and q.numel() > 0
+        and k.numel() > 0
+        and not differentiated
+    )
+
+
+@torch.compiler.assume_constant_result
+def _fused_allowed() -> bool:
+    return torch.backends.cuda.flash_sdp_enabled()  # CPUs heed the same switch
+
+
+def attend_lse_fused(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """:func:`attend_lse` by PyTorch's fused kernel for CPUs."""
+    if mask is not None:  # this kernel adds its mask to the scores
+        mask = q.new_zeros(mask.shape).masked_fill(~mask, float("-inf"))
+    return _FUSED(q, k, v, attn_mask=mask)
 
 
 def merge(
@@ -78,7 +123,7 @@ def merge(
     """
     total = torch.logaddexp(lse, more_lse)
     first, second = ((part - total).exp().unsqueeze(-1) for part in (lse, more_lse))
-    return first * read + second * more, total
+    return (first * read + second * more).to(read.dtype), total
 
 
 class CrossAttention(nn.Module):
@@ -124,6 +169,10 @@ class TransformerBlock(nn.Module):
 
     :meth:`keys_values` is what M-FALCON keeps of a history, one pair a layer;
     ``forward`` is run for the history with its own, and for candidates with those.
+
+    In inference it is PyTorch's ``nn.TransformerEncoderLayer``, ``norm_first`` and with
+    gelu. In training that one also drops attention weights and the hidden layer of its
+    ffn; this one drops what is added to x and nothing else.
     """
 
     def __init__(self, d: int, heads: int, dropout: float) -> None:
@@ -148,18 +197,19 @@ class TransformerBlock(nn.Module):
         v: Tensor,
         mask: Tensor | None,
         *,
+        causal: bool = False,
         reads_itself: bool = False,
     ) -> Tensor:
         """Tokens [B, T, d] that read keys and values [B, heads, K, dh] -> [B, T, d].
 
         Args:
-            mask: broadcasts to [B, heads, T, K], True where a token may read a key.
+            mask, causal: as in :func:`attend`.
             reads_itself: each token also has its own key, which is not among ``k``.
         """
         q = split_heads(self.query(self.norm_attention(x)), self.heads)
         if reads_itself:
             read = attend_and_itself(q, k, v, *self.keys_values(x), mask)
         else:
-            read = attend(q, k, v, mask)
+            read = attend(q, k, v, mask, causal=causal)
         x = x + self.dropout(self.out(join_heads(read)))
         return x + self.dropout(self.ffn(self.norm_ffn(x)))

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from recsys_edu.attention.kernels.forms import only_references
 from recsys_edu.cost.clocks import Cost
 from recsys_edu.cost.memory import storage_key
 
@@ -84,13 +85,19 @@ def count(fn: Callable[..., object], *args: Any, **kwargs: Any) -> Cost:
 
     `scaled_dot_product_attention` is counted in its plain form, which writes the
     scores [N, M] to memory and reads them back. Choose a backend inside `fn` to
-    count another form.
+    count another form. So are this package's kernels: what a Triton kernel does is
+    seen by no counter.
 
     If `fn` calls `backward()`, that work is counted too.
     Raises ValueError for an operation whose matrix products cannot be counted.
     """
     counter = _Counter()
-    with sdpa_kernel(SDPBackend.MATH), _plain_attention_modules(), counter:
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        _plain_attention_modules(),
+        only_references(),
+        counter,
+    ):
         fn(*args, **kwargs)
     return counter.cost
 

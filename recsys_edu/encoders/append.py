@@ -25,7 +25,9 @@ class KeyValueCache(TensorTree):
     mask: Tensor  # [B, 1 or M, 1 + N] bool, which of them a candidate may read
 
 
-class AppendEncoder(TransformerEncoder, OneSequence):
+class AppendEncoder(
+    TransformerEncoder[KeyValueCache], OneSequence[Tensor, KeyValueCache]
+):
     """Append whose history knows no candidate, so that M-FALCON applies.
 
     The history runs through the Transformer by itself, and every layer's keys and
@@ -72,20 +74,32 @@ class AppendEncoder(TransformerEncoder, OneSequence):
                 "layer on, every key and value kept is another. Encode all of it again"
             )
         mask = torch.cat([code.mask, new.mask.unsqueeze(1)], dim=-1)
-        allowed = self.allowed(mask.squeeze(1))[:, :, code.k.shape[3] :]
+        k_new, known = new.mask.shape[1], code.k.shape[3]
+        # One event reads all there is; more of them, [K, N + K], not each other's past.
+        allowed = (
+            None if k_new == 1 else mask.new_ones(k_new, known + k_new).tril(known)
+        )
         k, v = self._keys_values(self.dropout(new.vectors), allowed, (code.k, code.v))
         return KeyValueCache(k, v, mask)
 
     def _keys_values(
-        self, x: Tensor, allowed: Tensor, past: tuple[Tensor, Tensor] | None = None
+        self,
+        x: Tensor,
+        allowed: Tensor | None,
+        past: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
+        causal = self.causal and past is None
+
         def run(layer: int, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return self.blocks[layer](x, k, v, allowed)
+            return self.blocks[layer](x, k, v, allowed, causal=causal)
 
         return prefill(self.blocks, x, run, past)
 
     def fuse(self, items: Tensor, history: KeyValueCache) -> Tensor:
-        """Candidate clock: M tokens through the layers, reading the kept keys."""
+        """Candidate clock: M tokens through the layers, reading the kept keys.
+
+        PyTorch's fused attention is its kernel, on a GPU as on a CPU.
+        """
         x = self.dropout(items.expand(len(history.mask), *items.shape[-2:]))
         allowed = history.mask.unsqueeze(1)  # [B, 1, 1 or M, 1 + N]
         for layer, block in enumerate(self.blocks):
@@ -106,7 +120,7 @@ class AppendEncoder(TransformerEncoder, OneSequence):
         return self.run(x, allowed)[:, n:]
 
 
-class AppendSelfEncoder(TransformerEncoder):
+class AppendSelfEncoder(TransformerEncoder[Events]):
     """Append with bidirectional self-attention: every token reads every token.
 
     The history reads the candidate, so nothing behind the embeddings is shared: each

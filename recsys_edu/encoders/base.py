@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, TypeVar
 
 from torch import Tensor, nn
 
 from recsys_edu.configured import Configured
 from recsys_edu.tree import TensorTree
 
-# What an encoder keeps of its items and of a history: a tensor or a TensorTree.
-# Only the encoder that made a code reads it.
-ItemCode = Any
-HistoryCode = Any
+Code = Tensor | TensorTree
+"""What an encoder keeps; only the encoder that made a code reads it."""
+
+ItemCode = TypeVar("ItemCode", bound=Code)  # of items
+HistoryCode = TypeVar("HistoryCode", bound=Code)  # of a history
 
 
 @dataclass(frozen=True)
 class Events(TensorTree):
-    """B histories as an encoder reads them: oldest first, padded on either side."""
+    """B histories as an encoder reads them: oldest first, padded at the end.
+
+    So event j stands in column j, and what a causal encoder's event j may read is the
+    columns up to its own. Nothing here checks it: the door rolls what comes otherwise.
+    """
 
     vectors: Tensor  # [B, N, d]
     mask: Tensor  # [B, N] bool, True where there is an event; a row may be all False
@@ -36,7 +41,7 @@ class CannotExtend(ValueError):
     """A code may not be carried over to a longer history; the message says why."""
 
 
-class HistoryEncoder(Configured, nn.Module, ABC):
+class HistoryEncoder(Configured, nn.Module, ABC, Generic[ItemCode, HistoryCode]):
     """Fuses M candidates with a user's history of N events.
 
     The three methods are the three clocks. What a method may depend on is what its
@@ -103,7 +108,7 @@ def readable(mask: Tensor, visible: Tensor | None) -> Tensor:
     """Which events which candidate may read: the one place that decides visibility.
 
     Args:
-        mask: [B, N] bool, True where there is an event. Padding may be on either side.
+        mask: [B, N] bool, True where there is an event.
         visible: [B, M] how many leading events each candidate may read, or None.
 
     Returns:

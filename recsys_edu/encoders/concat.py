@@ -10,7 +10,7 @@ from recsys_edu.encoders.base import Events
 from recsys_edu.encoders.transformer import Size, TransformerEncoder
 
 
-class ConcatEncoder(TransformerEncoder):
+class ConcatEncoder(TransformerEncoder[Events]):
     """Early fusion by concatenation: token j = W [H_j; C], then a Transformer.
 
     ::

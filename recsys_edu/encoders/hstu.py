@@ -6,28 +6,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys_edu.attention import masks
+from recsys_edu.attention.kernels.candidates import attend_shared
 from recsys_edu.attention.pointwise import PointwiseBlock
 from recsys_edu.attention.prefill import prefill
 from recsys_edu.encoders.base import Events, readable
 from recsys_edu.encoders.single_pass import OneSequence
+from recsys_edu.positions import BUCKETS, bucket
 from recsys_edu.tree import TensorTree
 
-ROWS = 26
-"""Buckets of a distance: the last begins at 2^25 - 1, which is a year of seconds."""
+ROWS = BUCKETS
+"""Rows of a table of biases: one for each bucket of a distance."""
 
 
 CHUNK = 512
 """Events that go through the blocks at a time."""
-
-
-def bucket(distance: Tensor) -> Tensor:
-    """min(floor(log2(1 + distance)), 25) of integers; what is negative counts as 0."""
-    edges = 2 ** torch.arange(1, ROWS, device=distance.device) - 1  # 1, 3, 7, ...
-    return torch.bucketize(distance, edges, out_int32=True, right=True)
 
 
 def relation(events: Tensor, seconds: Tensor) -> Tensor:
@@ -45,14 +40,16 @@ def relation(events: Tensor, seconds: Tensor) -> Tensor:
 class RelativeBias(nn.Module):
     """b(q, k) = P[bucket(p_q - p_k)] + T[bucket(t_q - t_k)], for each head.
 
-    p is a token's position, t its time; P and T are [26, heads]. Only differences are
-    read, so that a pair of events keeps its bias when new events come: relative time
-    may be kept between requests, where time counted from the request may not. For the
-    same reason an event's t is its own moment, not that of the event it precedes, which
-    for the newest is still to come.
+    p is a token's position, t the moment when it happened; P and T are [26, heads].
+    Only differences are read, so that a pair of events keeps its bias when new events
+    come: relative time may be kept between requests, where time counted from the
+    request may not.
 
-    Source: Zhai et al. 2024, section 3.2 (rab^{p,t}). The buckets, and tables of each
-    head's own, are our choices.
+    Source: Zhai et al. 2024, section 3.2 (rab^{p,t}). Its authors' code has one table
+    for all heads, a row for each distance in positions, 128 buckets of time by
+    ln(dt) / .301, and takes for a query's time that of the *next* event. The newest
+    event has no next one until the request comes, so that its bias could not be kept.
+    Tables of each head's own and buckets by log2 are our choices.
     """
 
     def __init__(self, heads: int) -> None:
@@ -63,10 +60,12 @@ class RelativeBias(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """Biases of pairs of tokens, [B, Q, K] of :func:`relation` -> [B, heads, Q, K].
 
-        All 26 x 26 sums are made first, so that a pair costs one look-up.
+        All 26 x 26 sums are made first, so that a pair costs one look-up. Each head
+        looks up by itself: heads come out apart, and so do their gradients.
         """
-        table = (self.position.unsqueeze(1) + self.time).flatten(0, 1)
-        return F.embedding(rows, table).movedim(-1, 1)
+        table = (self.position.unsqueeze(1) + self.time).flatten(0, 1).T  # [heads, 676]
+        pairs = rows.long().flatten().expand(len(table), -1)
+        return table.gather(1, pairs).unflatten(1, rows.shape).transpose(0, 1)
 
     @property
     def itself(self) -> Tensor:
@@ -85,13 +84,14 @@ class TimedCache(TensorTree):
     now: Tensor  # [B, 1 or M] int64 seconds, the one thing here that is the request's
 
 
-class HSTU(OneSequence):
+class HSTU(OneSequence[Tensor, TimedCache]):
     """Hierarchical sequential transduction units over [history; candidate], causal.
 
     ::
 
-        p = 1, 2, .. for events, N + 1 for every candidate     the keys a token may read
-        x_q = block_i(x_q reads x_k, n = p_q, bias b_i(q, k))  k earlier, or q itself
+        p    1, 2, .. N for events, N + 1 for every candidate
+        x_q  block_i(x_q reads x_k of each earlier k and of q itself,
+                     with normaliser n = p_q and bias b_i(q, k))
 
     and every layer's keys and values of the history are kept. A candidate is one token
     at the request's time that reads them and itself::
@@ -107,7 +107,10 @@ class HSTU(OneSequence):
     A pointwise sum over nothing is zero, so there is no start token: with an empty
     history a candidate reads itself alone.
 
-    Source: Zhai et al. 2024 (arXiv 2402.17152), sections 3.2 and 3.4.
+    Source: Zhai et al. 2024 (arXiv 2402.17152), sections 3.2 and 3.4. The paper's
+    equations have no normaliser; its authors' code divides by the padded length of the
+    batch. What else differs is said in
+    :class:`~recsys_edu.attention.pointwise.PointwiseBlock` and :class:`RelativeBias`.
     """
 
     def __init__(
@@ -138,10 +141,8 @@ class HSTU(OneSequence):
         kept = None
         for first in range(0, max(events.mask.shape[1], 1), CHUNK):
             chunk = slice(first, first + CHUNK)
-            mask, timestamp = (
-                known[:, : chunk.stop] for known in (events.mask, events.timestamp)
-            )
-            kept = self._keys_values(events.vectors[:, chunk], mask, timestamp, kept)
+            timestamp = events.timestamp[:, : chunk.stop]
+            kept = self._keys_values(events.vectors[:, chunk], timestamp, kept)
         allowed = readable(events.mask, events.visible)
         return TimedCache(*kept, allowed, events.timestamp, events.now)
 
@@ -149,9 +150,7 @@ class HSTU(OneSequence):
         """Request clock: K new events through the blocks, O(l K d^2 + l K N d)."""
         mask = torch.cat([code.mask, new.mask.unsqueeze(1)], dim=-1)
         timestamp = torch.cat([code.timestamp, new.timestamp], dim=1)
-        k, v = self._keys_values(
-            new.vectors, mask.squeeze(1), timestamp, (code.k, code.v)
-        )
+        k, v = self._keys_values(new.vectors, timestamp, (code.k, code.v))
         return TimedCache(k, v, mask, timestamp, new.now)
 
     def at(self, code: TimedCache, now: Tensor) -> TimedCache:
@@ -161,22 +160,27 @@ class HSTU(OneSequence):
     def _keys_values(
         self,
         x: Tensor,
-        mask: Tensor,
         timestamp: Tensor,
         past: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Keys and values of the tokens of ``past`` and of x, in every layer.
 
+        Padding is at the end, so column j is event j, and what an event may read is
+        its own column and those before it, in every row of the batch.
+
         Args:
             x: [B, K, d], the last of T events.
-            mask, timestamp: [B, T], of all of them.
+            timestamp: [B, T], of all of them.
         """
-        x, since = self.dropout(x), mask.shape[1] - x.shape[1]
-        position, time = mask.cumsum(1).unsqueeze(1), timestamp.unsqueeze(1)  # keys
-        own, now = position[..., since:].mT, time[..., since:].mT  # queries
-        rows = relation(own - position, now - time)  # [B, K, T]
-        allowed = (mask.unsqueeze(1) & (position <= own)).unsqueeze(1)
-        n = own.clamp(min=1).unsqueeze(1)  # padding before the events reads none
+        (k, t), device = (x.shape[1], timestamp.shape[1]), x.device
+        x, since = self.dropout(x), t - k
+        # How many events back: T - 1 .. 1 - K, of which each event reads a window.
+        back = bucket(t - 1 - torch.arange(max(t + k - 1, 0), device=device))
+        back = back.unfold(0, t, 1).flip(0)  # [K, T]
+        seconds = timestamp[:, since:].unsqueeze(-1) - timestamp.unsqueeze(1)
+        rows = back * ROWS + bucket(seconds)  # [B, K, T]
+        allowed = torch.ones(k, t, dtype=torch.bool, device=device).tril(since)
+        n = torch.arange(since + 1, t + 1, device=device).unsqueeze(-1)
 
         def run(layer: int, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return self.blocks[layer](x, k, v, allowed, n, self.biases[layer](rows))
@@ -188,18 +192,19 @@ class HSTU(OneSequence):
 
         All of them stand at one position and one time, so that a bias is needed for
         each event and not for each pair: [B, heads, 1, N], or M times that where each
-        has a time or a prefix of its own.
+        has a time or a prefix of its own. A row is what the kernel behind
+        :func:`~recsys_edu.attention.kernels.candidate_attention` takes, on a GPU.
         """
         x = self.dropout(items.expand(len(history.mask), *items.shape[-2:]))
         n = history.mask.sum(-1, keepdim=True) + 1  # [B, 1 or M, 1], the position too
+        position = torch.arange(1, history.mask.shape[-1] + 1, device=n.device)
         rows = relation(
-            n - history.mask.cumsum(-1),
-            history.now.unsqueeze(-1) - history.timestamp.unsqueeze(1),
+            n - position, history.now.unsqueeze(-1) - history.timestamp.unsqueeze(1)
         )
         allowed, n = history.mask.unsqueeze(1), n.unsqueeze(1)
         for layer, (block, bias) in enumerate(self.layers()):
             k, v = history.k[:, layer], history.v[:, layer]
-            x = block(x, k, v, allowed, n, bias(rows), itself=bias.itself)
+            x = block(x, k, v, allowed, n, bias(rows), bias.itself, attend_shared)
         return self.norm(x)
 
     def one_pass(self, items: Tensor, events: Events) -> Tensor:

@@ -19,14 +19,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Required, TypedDict, Unpack
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Required, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recsys_edu.attention.kernels import fuse_links
 from recsys_edu.attention.pointwise import PointwiseBlock, attend_pointwise
+from recsys_edu.attention.precision import in_float32
+from recsys_edu.attention.prefixes import attend_prefixes, sum_prefixes
 from recsys_edu.attention.softmax import CrossAttention, attend_lse, merge
 from recsys_edu.attention.xor import read_links, xor_attention
 from recsys_edu.encoders.base import CannotExtend, Events, HistoryEncoder, readable
@@ -49,7 +52,31 @@ class Links(TypedDict, total=False):
     phi: str
 
 
-class Lime(HistoryEncoder):
+@dataclass(frozen=True)
+class LinkCode(TensorTree):
+    """What is kept of a history: L^P."""
+
+    links: Tensor  # [B, 1 or M, r, d]
+
+
+@dataclass(frozen=True)
+class LinkRows(TensorTree):
+    """Weights of the links that lie in an index: a table, and who asks for which row.
+
+    :meth:`Lime.fuse` takes them in place of weights, so that look-up and sum are one
+    kernel on a GPU. Indexing chooses among the candidates and leaves the table whole.
+    """
+
+    weights: Tensor  # [I, r] of a float type, or int8
+    item: Tensor  # [B, M] int64 rows; that they are there is checked by the index
+    scale: Tensor | None = None  # [I] float32, what a row of an int8 table is times
+
+    def __getitem__(self, index: Any) -> LinkRows:
+        """The rows of candidates ``item[index]``."""
+        return replace(self, item=self.item[index])
+
+
+class Lime(HistoryEncoder[Tensor | LinkRows, LinkCode]):
     """What LIME-MHA and LIME-XOR share: the links, the item clock and the sum.
 
     Args:
@@ -108,27 +135,27 @@ class Lime(HistoryEncoder):
     def encode_history(self, events: Events, context: Tensor) -> LinkCode:
         """Request clock: L^P and what it takes to go on from it, O(N d^2 + r N d)."""
 
-    def fuse(self, items: Tensor, history: LinkCode) -> Tensor:
-        """Candidate clock: weights [..., M, r] of links -> [B, M, d], O(r d)."""
+    def fuse(self, items: Tensor | LinkRows, history: LinkCode) -> Tensor:
+        """Candidate clock: weights [..., M, r] of links -> [B, M, d], O(r d).
+
+        Of rows of an index, with one set of links for all candidates, by
+        :func:`~recsys_edu.attention.kernels.fuse_links`.
+        """
         links = history.links
+        if isinstance(items, LinkRows):
+            table, row, scale = items.weights, items.item, items.scale
+            return fuse_links(table, row, links.squeeze(1), scale=scale)
         if links.shape[1] == 1:  # one set of links for all candidates
             return items @ links.squeeze(1)
         return (items.unsqueeze(-2) @ links).squeeze(-2)
 
 
 @dataclass(frozen=True)
-class LinkCode(TensorTree):
-    """What is kept of a history: L^P."""
-
-    links: Tensor  # [B, 1 or M, r, d]
-
-
-@dataclass(frozen=True)
 class SoftmaxLinks(LinkCode):
-    """L^P of LIME-MHA, and the running softmax it came from."""
+    """L^P of LIME-MHA, and the running softmax it came from; None of M prefixes."""
 
-    read: Tensor  # [B, heads, r, dh], or M r of them
-    lse: Tensor  # [B, heads, r]
+    read: Tensor | None  # [B, heads, r, dh]
+    lse: Tensor | None  # [B, heads, r]
 
 
 class LimeMHA(Lime):
@@ -143,8 +170,9 @@ class LimeMHA(Lime):
     No event reads another and no query changes with the history. So a history can grow,
     exactly, at the price of the new events, by what
     :func:`~recsys_edu.attention.softmax.merge` makes of two parts. And a prefix has
-    links of its own: with ``visible`` keys and values are computed once, and each
-    candidate's links read their part of them, O(r N d).
+    links of its own: with ``visible`` all candidates share keys, values and scores, and
+    what each prefix reads comes of a scan over the events, in
+    :func:`~recsys_edu.attention.prefixes.attend_prefixes`.
     """
 
     def __init__(self, d: int, *, heads: int = 2, **links: Unpack[Links]) -> None:
@@ -154,16 +182,16 @@ class LimeMHA(Lime):
 
     def encode_history(self, events: Events, context: Tensor) -> SoftmaxLinks:
         """Request clock: one attention of r links over 1 + N events."""
-        batch = len(events.mask)
-        start = self.start.expand(batch, 1, -1)
+        start = self.start.expand(len(events.mask), 1, -1)
         k, v = self.attention.keys_values(
             self.dropout(torch.cat([start, events.vectors], dim=1))
         )
         mask = F.pad(readable(events.mask, events.visible), (1, 0), value=True)
         links = self.contextual(context)
-        q = self.attention.queries(links).repeat(1, 1, mask.shape[1], 1)
-        allowed = mask.repeat_interleave(len(self.links), dim=1).unsqueeze(1)
-        return self._code(links, *attend_lse(q, k, v, allowed))
+        q = self.attention.queries(links)
+        if events.visible is None:
+            return self._code(links, *attend_lse(q, k, v, mask.unsqueeze(1)))
+        return self._code(links, attend_prefixes(q, k, v, mask.sum(-1)), None)
 
     def extend(self, code: SoftmaxLinks, new: Events, context: Tensor) -> SoftmaxLinks:
         """Request clock: K new events, O(K d^2 + r K d), whatever came before."""
@@ -173,10 +201,11 @@ class LimeMHA(Lime):
         more = attend_lse(self.attention.queries(links), k, v, allowed)
         return self._code(links, *merge(code.read, code.lse, *more))
 
-    def _code(self, links: Tensor, read: Tensor, lse: Tensor) -> SoftmaxLinks:
+    def _code(self, links: Tensor, read: Tensor, lse: Tensor | None) -> SoftmaxLinks:
         update = self.dropout(self.attention.update(read))
         update = update.unflatten(1, (-1, len(self.links)))  # [B, 1 or M, r, d]
-        return SoftmaxLinks(self.norm(links.unsqueeze(1) + update), read, lse)
+        links = self.norm(links.unsqueeze(1) + update)
+        return SoftmaxLinks(links, None if lse is None else read, lse)
 
 
 @dataclass(frozen=True)
@@ -197,21 +226,23 @@ class LimeXOR(Lime):
     by :func:`~recsys_edu.attention.xor.xor_attention`. In the last block the links
     alone read, since nobody reads its events.
 
-    What a prefix of the history shares with the whole depends on the number of blocks,
-    by who has read whom. E_0 is what happened, and E_1 has read L^C, which knows no
-    event; E_2 has read L_1, which has read *every* event.
+    One block can be extended by new events; one block or two give each prefix of the
+    history links of its own; three can do neither. The reason is who has read what when
+    a block begins:
 
-    ======  =================  =========================================  ===========
-    blocks  keys of the last   an event of a longer history               so that
-    ======  =================  =========================================  ===========
-    1       E_0                adds one term to what each link reads      it extends
-    2       E_1                moves the queries L_1, and no key          prefixes are
-                                                                          exact
-    3 ...   E_2 ...            moves the keys of all events               neither
-    ======  =================  =========================================  ===========
+    ========  ================================  =================================
+    before    the links have read               the events have read
+    ========  ================================  =================================
+    block 1   the user                          nothing
+    block 2   the user, and *all* events        links that know no event
+    block 3   the user, and *all* events        links that have read *all* events
+    ========  ================================  =================================
 
-    With one block both hold. From two on, moved queries would have to read every old
-    event again, and what would have to be kept for them is no longer r rows.
+    Before block 1, a new event changes nothing that is there: it adds one term to what
+    each link reads, so that a sum which was kept goes on. Before block 2 it has changed
+    the links, which would have to read every older event again; but the older events
+    are as they were, so that a prefix of them can be read by links of its own. Before
+    block 3 it has changed the older events too.
 
     Args:
         layers: number of blocks; the paper has three.
@@ -255,22 +286,45 @@ class LimeXOR(Lime):
                 "that have read links of the whole history, which a candidate may not "
                 "see: train it one impression a row, or give it two blocks"
             )
-        r = len(self.links)
         mask = readable(events.mask, events.visible)  # [B, 1 or M, N]
-        mask = mask.repeat_interleave(r, dim=1).unsqueeze(1)
-        count = self.normaliser(mask.squeeze(1))
-        links = self.contextual(context)
-        links = links.repeat(1, count.shape[1] // r, 1)  # a set for each prefix
-        x = self.dropout(events.vectors)
+        links, x = self.contextual(context), self.dropout(events.vectors)
+        if events.visible is not None:
+            return self._encode_prefixes(links, x, mask)
+        count = self.normaliser(mask).repeat_interleave(len(self.links), dim=1)
         *blocks, last = self.blocks
         for block in blocks:
-            if self.form == "fused" and events.visible is None:
+            if self.form == "fused":
                 links, x = xor_attention(block, links, x, events.mask, form="fused")
                 continue
-            # With prefixes there is one such block, before which all sets are L^C.
-            read = read_links(block, x, links[:, :r])
-            links, x = _read_events(block, links, x, mask, count)[0], read
-        links, total = _read_events(last, links, x, mask, count)
+            read = read_links(block, x, links)
+            links, x = _read_events(block, links, x, mask.unsqueeze(1), count)[0], read
+        links, total = _read_events(last, links, x, mask.unsqueeze(1), count)
+        return self._code(links, total, count)
+
+    def _encode_prefixes(
+        self, links: Tensor, x: Tensor, mask: Tensor
+    ) -> PointwiseLinks:
+        """A set of links for each of M prefixes of the events x, by one block or two.
+
+        Before the first block all sets are L^C: one set of queries, whose sums over
+        prefixes are a scan. Before the second each set is its own, and reads by itself.
+
+        Args:
+            links: [B, r, d] L^C.
+            mask: [B, M, N], which events each prefix holds.
+        """
+        r, sets = len(self.links), mask.shape[1]
+        count = self.normaliser(mask).repeat_interleave(r, dim=1)  # [B, M r]
+        first, *rest = self.blocks
+        u, q = first.gate_queries(links)
+        total = sum_prefixes(q, *first.keys_values(x), mask.sum(-1))
+        if rest:
+            x = read_links(first, x, links)
+        links, u = links.repeat(1, sets, 1), u.repeat(1, sets, 1)
+        links = first.update(links, u, _mean(total, count, u.dtype))
+        for block in rest:
+            each = mask.repeat_interleave(r, dim=1).unsqueeze(1)
+            links, total = _read_events(block, links, x, each, count)
         return self._code(links, total, count)
 
     def extend(
@@ -291,8 +345,9 @@ class LimeXOR(Lime):
     def normaliser(self, mask: Tensor) -> Tensor:
         """What a link divides its sum by, if it is not 0: how many events it read.
 
-        Whatever else depends on the link's user alone would do: the norm behind it
-        divides by the size of what was read. [..., N] -> [...].
+        A subclass may take another number, if all links of a user share it: the
+        LayerNorm behind the sum takes out any common factor, but for its eps.
+        [..., N] -> [...].
         """
         return mask.sum(-1)
 
@@ -320,8 +375,15 @@ def _read_events(
         before: [B, heads, Q, dh] the sum over events that were read before.
 
     Returns:
-        Links [B, Q, d] and the sum [B, heads, Q, dh].
+        Links [B, Q, d] and the sum [B, heads, Q, dh], in float32 at least: not yet
+        divided, it grows with the history.
     """
     u, q = block.gate_queries(links)
-    total = before + attend_pointwise(q, *block.keys_values(events), mask, 1)
-    return block.update(links, u, total / count.clamp(min=1)[:, None, :, None]), total
+    total = attend_pointwise(*in_float32(q, *block.keys_values(events)), mask, 1)
+    total = before + total
+    return block.update(links, u, _mean(total, count, u.dtype)), total
+
+
+def _mean(total: Tensor, count: Tensor, dtype: torch.dtype) -> Tensor:
+    """A sum [B, heads, Q, dh] over a count [B, 1 or Q] that may be 0."""
+    return (total / count.clamp(min=1)[:, None, :, None]).to(dtype)

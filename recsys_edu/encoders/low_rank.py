@@ -38,7 +38,7 @@ class Size(TypedDict, total=False):
     dropout: float
 
 
-class RowsEncoder(HistoryEncoder):
+class RowsEncoder(HistoryEncoder[Tensor, Rows]):
     """What the baselines share: a start event, and candidates that read rows.
 
     ::
@@ -81,15 +81,15 @@ class TruncatedMHA(RowsEncoder):
 
     def encode_history(self, events: Events, context: Tensor) -> Rows:
         """Request clock: keys and values of start and last r events, O(r d^2)."""
-        mask = readable(events.mask, events.visible)  # [B, 1 or M, N]
-        mask = mask & (newer(mask) < self.r)
-        vectors = events.vectors
+        vectors, mask = events.vectors, readable(events.mask, events.visible)
         if events.visible is None:
-            # The real ones first, so that what is cut off is not among the last r.
-            order = mask.squeeze(1).long().argsort(dim=-1, descending=True, stable=True)
-            column = order[:, : self.r]
-            row = torch.arange(len(column), device=column.device).unsqueeze(-1)
-            vectors, mask = vectors[row, column], mask[row, :, column].transpose(1, 2)
+            # n events stand in the first n columns: the last r of them from n - r on.
+            n, rows = mask.sum(-1), min(self.r, mask.shape[-1])
+            column = (n - self.r).clamp(min=0) + torch.arange(rows, device=n.device)
+            row = torch.arange(len(column), device=n.device).unsqueeze(-1)
+            vectors, mask = vectors[row, column], (column < n).unsqueeze(1)
+        else:
+            mask = mask & (newer(mask) < self.r)  # [B, M, N]
         start = self.start.expand(len(vectors), 1, -1)
         k, v = self._keys_values(torch.cat([start, vectors], dim=1))
         return Rows(k, v, F.pad(mask, (1, 0), value=True))

@@ -7,7 +7,7 @@ from torch import Tensor
 from recsys_edu.encoders.base import Events, HistoryEncoder, readable
 
 
-class MeanPooling(HistoryEncoder):
+class MeanPooling(HistoryEncoder[Tensor, Tensor]):
     """h = mean of the events a candidate may read; zero for an empty history.
 
     The candidate meets h in the ranker's dot products only. The request clock pays

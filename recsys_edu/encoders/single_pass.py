@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 from torch import Tensor
 
-from recsys_edu.encoders.base import Events, HistoryEncoder, ItemCode
+from recsys_edu.encoders.base import Events, HistoryCode, HistoryEncoder, ItemCode
 
 
-class OneSequence(HistoryEncoder):
+class OneSequence(HistoryEncoder[ItemCode, HistoryCode]):
     """An encoder whose events read no candidate, and whose candidates read no other.
 
     A mask can say both, so that history and candidates may be one sequence.
@@ -24,13 +25,13 @@ class OneSequence(HistoryEncoder):
         """
 
 
-class SinglePassEncoder(HistoryEncoder):
+class SinglePassEncoder(HistoryEncoder[ItemCode, Events]):
     """The model of a :class:`OneSequence`, with all its work on the candidate clock.
 
     The weights are those of ``encoder``; so are the scores.
     """
 
-    def __init__(self, encoder: OneSequence) -> None:
+    def __init__(self, encoder: OneSequence[ItemCode, Any]) -> None:
         super().__init__()
         self.encoder = encoder
 

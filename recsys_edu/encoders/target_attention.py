@@ -28,7 +28,7 @@ class HiddenEvents(TensorTree):
     mask: Tensor  # [B, 1 or M, N] bool
 
 
-class DIN(HistoryEncoder):
+class DIN(HistoryEncoder[HiddenItems, HiddenEvents]):
     """Deep Interest Network (Zhou et al. 2018): an MLP weighs events for a candidate.
 
     ::

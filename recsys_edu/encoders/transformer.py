@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys_edu.attention.softmax import TransformerBlock
-from recsys_edu.encoders.base import Events, HistoryEncoder
+from recsys_edu.encoders.base import Events, HistoryCode, HistoryEncoder
 
 
 class Size(TypedDict, total=False):
@@ -19,12 +19,13 @@ class Size(TypedDict, total=False):
     dropout: float
 
 
-class TransformerEncoder(HistoryEncoder):
+class TransformerEncoder(HistoryEncoder[Tensor, HistoryCode]):
     """A Transformer over the history, with a learned start token before it.
 
     The start token gives an empty history a key, so that no softmax is over nothing.
     With ``causal``, tokens read their past only: a prefix of the history then has the
-    same keys, values and outputs as in the whole.
+    same keys, values and outputs as in the whole. Padding is at the end, so the past of
+    a real token holds none, and no mask is needed; what padding reads is never read.
     """
 
     causal = False
@@ -64,18 +65,18 @@ class TransformerEncoder(HistoryEncoder):
         real = torch.cat([events.mask.new_ones(batch, 1), events.mask], dim=1)
         return Events(tokens, real, visible)
 
-    def allowed(self, mask: Tensor) -> Tensor:
-        """What history tokens may read: [B, T] real ones -> [B, 1, 1 or T, T] bool."""
-        keys = mask[:, None, None, :]
-        if not self.causal:
-            return keys
-        t = mask.shape[1]
-        return keys & torch.ones(t, t, dtype=torch.bool, device=mask.device).tril()
+    def allowed(self, mask: Tensor) -> Tensor | None:
+        """Which keys history tokens may read: [B, T] real ones -> [B, 1, 1, T] bool.
 
-    def run(self, x: Tensor, allowed: Tensor) -> Tensor:
+        None for a causal history: padding is at the end, where no real token reads, so
+        that ``causal`` says it all.
+        """
+        return None if self.causal else mask[:, None, None, :]
+
+    def run(self, x: Tensor, allowed: Tensor | None, *, causal: bool = False) -> Tensor:
         """Tokens [B, T, d], reading each other where allowed, through all blocks."""
         for block in self.blocks:
-            x = block(x, *block.keys_values(x), allowed)
+            x = block(x, *block.keys_values(x), allowed, causal=causal)
         return self.norm(x)
 
     def read_out(self, x: Tensor, allowed: Tensor, token: int) -> Tensor:

@@ -22,13 +22,11 @@ from recsys_edu.attention.heads import split_heads
 from recsys_edu.attention.kernels import (
     candidate_attention,
     fuse_links,
-    fuse_links_cost,
-    pointwise_cost,
     xor_attend,
-    xor_attend_cost,
 )
 from recsys_edu.batch import Request, random_request
 from recsys_edu.cost import Cost, count, nbytes
+from recsys_edu.cost.kernels import fuse_links_cost, pointwise_cost, xor_attend_cost
 from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
 from recsys_edu.encoders.base import Events

@@ -11,7 +11,7 @@ from recsys_edu.attention.softmax import attend
 from recsys_edu.encoders.base import Events
 from recsys_edu.encoders.low_rank import LREA, TruncatedMHA
 
-PADDINGS = [[1, 1, 1, 1, 1], [0, 1, 1, 0, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
+PADDINGS = [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
 
 
 def read_by(encoder, items, rows):

@@ -12,23 +12,19 @@ function                    what                                        clock
 Triton kernel for tensors on a GPU and the reference elsewhere, so that what is written
 with these functions runs on any machine. With ``TRITON_INTERPRET=1`` in the environment
 before Triton is imported, ``form="triton"`` runs on the CPU too, slowly, in Triton's
-interpreter: that is how the kernels are tested where there is no GPU.
+interpreter: that is how the kernels are tested where there is no GPU. What a kernel
+does and moves is in :mod:`recsys_edu.cost.kernels`.
 """
 
-from recsys_edu.attention.kernels.candidates import (
-    candidate_attention,
-    pointwise_cost,
-)
+from recsys_edu.attention.kernels.candidates import attend_shared, candidate_attention
 from recsys_edu.attention.kernels.forms import Form
-from recsys_edu.attention.kernels.links import fuse_links, fuse_links_cost
-from recsys_edu.attention.kernels.xor import xor_attend, xor_attend_cost
+from recsys_edu.attention.kernels.links import fuse_links
+from recsys_edu.attention.kernels.xor import xor_attend
 
 __all__ = [
     "Form",
+    "attend_shared",
     "candidate_attention",
     "fuse_links",
-    "fuse_links_cost",
-    "pointwise_cost",
     "xor_attend",
-    "xor_attend_cost",
 ]

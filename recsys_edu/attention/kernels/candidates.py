@@ -13,7 +13,6 @@ from torch import Tensor
 from recsys_edu.attention.kernels.forms import backward_asked, takes_triton
 from recsys_edu.attention.pointwise import attend_pointwise
 from recsys_edu.attention.softmax import attend
-from recsys_edu.cost.clocks import Cost
 
 if TYPE_CHECKING:  # its import takes a second or two, and brings Triton along
     from torch.nn.attention.flex_attention import BlockMask
@@ -84,29 +83,33 @@ def candidate_attention(
     if takes_triton(form, q, k, v, obstacle=backward_asked(q, k, v, bias)):
         from recsys_edu.attention.kernels.candidates_triton import launch
 
-        return launch(q, k, v, mask, n, bias)
+        return launch(q, k, v, mask, n, bias, span=SPAN)
     return attend_pointwise(q, k, v, mask[:, None, None], n.view(-1, 1, 1, 1), bias)
 
 
-def pointwise_cost(
-    batch: int, heads: int, m: int, n: int, dh: int, itemsize: int, *, bias: int = 0
-) -> Cost:
-    """What the Triton kernel behind :func:`candidate_attention` does and moves.
+def attend_shared(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    n: Tensor | int,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """:func:`attend_pointwise` by a kernel, where one can and all queries are alike.
 
-    ::
+    Alike are they whose mask, n and bias are a row, as :func:`candidate_attention`
+    takes it: candidates of a request, and not those of amortized training.
 
-        FLOPs   B h 4 M N dh
-        bytes   B (h dh (2 M w + 2 N w) + N)  +  w bias  +  [S > 1] 8 S B h M dh
-
-    with w = ``itemsize``, ``bias`` how many numbers the bias has, and S =
-    ceil(N / SPAN) spans: where there is more than one, each one's sums are written and
-    read in float32. Each byte counts once; blocks of candidates read the keys again,
-    from the cache.
+    Args:
+        As of :func:`~recsys_edu.attention.pointwise.attend_pointwise`, with a mask
+        [B, 1, 1 or M, N].
     """
-    spans = -(-n // SPAN)
-    sums = 8 * spans * m if spans > 1 else 0
-    tokens = heads * dh * (2 * (m + n) * itemsize + sums)
-    return Cost(batch * heads * 4 * m * n * dh, batch * (tokens + n) + bias * itemsize)
+    each = (mask, *(x for x in (n, bias) if isinstance(x, Tensor)))
+    if not isinstance(n, Tensor) or any(x.shape[2] > 1 for x in each):
+        return attend_pointwise(q, k, v, mask, n, bias)
+    return candidate_attention(
+        q, k, v, mask[:, 0, 0], kind="pointwise", n=n.flatten(), bias=bias
+    )
 
 
 def _softmax_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

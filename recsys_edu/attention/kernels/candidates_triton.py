@@ -7,7 +7,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from recsys_edu.attention.kernels import candidates
 from recsys_edu.attention.kernels.forms import one_layout, precision, tile
 from recsys_edu.attention.kernels.tiles_triton import load, silu, store
 
@@ -59,12 +58,23 @@ def pointwise_forward(
 
 
 def launch(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, n: Tensor, bias: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    n: Tensor,
+    bias: Tensor | None,
+    *,
+    span: int,
 ) -> Tensor:
-    """As ``candidate_attention`` of the pointwise kind, without gradients."""
+    """As ``candidate_attention`` of the pointwise kind, without gradients.
+
+    Args:
+        span: keys that one program reads.
+    """
     (batch, heads, m, dh), keys = q.shape, k.shape[2]
     (q,), (k, v) = one_layout(q), one_layout(k, v)
-    spans, blocks = triton.cdiv(keys, candidates.SPAN), triton.cdiv(m, BLOCK_M)
+    spans, blocks = triton.cdiv(keys, span), triton.cdiv(m, BLOCK_M)
     # The sum of one span is the result; more of them are added in float32.
     dtype = q.dtype if spans == 1 else torch.float32
     sums = q.new_empty(spans, batch, m, heads, dh, dtype=dtype)
@@ -79,7 +89,7 @@ def launch(
                 bias, *(bias.stride() if bias is not None else (0,) * 3),
                 n.float(), sums,
                 batch, m, keys, heads, spans, blocks, dh**-0.5,
-                DH=dh, D=tile(dh), SPAN=candidates.SPAN,
+                DH=dh, D=tile(dh), SPAN=span,
                 BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N,
                 PRECISION=precision(q.device),
                 num_warps=4, num_stages=2, enable_fp_fusion=True,

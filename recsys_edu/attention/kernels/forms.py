@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Literal, get_args
 
@@ -13,6 +15,20 @@ Form = Literal["auto", "reference", "triton"]
 """How a function of this package is computed; what it computes is the same."""
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+_only_references = False
+
+
+@contextmanager
+def only_references() -> Iterator[None]:
+    """A stretch in which "auto" is the reference: what watches operations sees them."""
+    global _only_references
+    before, _only_references = _only_references, True
+    try:
+        yield
+    finally:
+        _only_references = before
 
 
 def takes_triton(form: Form, *tensors: Tensor, obstacle: str = "") -> bool:
@@ -30,10 +46,12 @@ def takes_triton(form: Form, *tensors: Tensor, obstacle: str = "") -> bool:
         raise ValueError(f"form is {form!r}; it must be one of {names}")
     if form == "reference":
         return False
+    if form == "auto" and (not tensors[0].is_cuda or _only_references):
+        return False
     obstacle = obstacle or _obstacle(tensors)
     if form == "triton" and obstacle:
         raise ValueError(f"form='triton' cannot run: {obstacle}")
-    return not obstacle and (form == "triton" or tensors[0].is_cuda)
+    return not obstacle
 
 
 def _obstacle(tensors: tuple[Tensor, ...]) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from recsys_edu.attention.kernels.forms import Form, backward_asked, takes_triton
-from recsys_edu.cost.clocks import Cost
 
 
 def fuse_links(
@@ -27,7 +25,7 @@ def fuse_links(
     the GPU, say, as :class:`~recsys_edu.scoring.link_index.LinkIndex` does. What comes
     of an id outside of the table is undefined; a row that holds no item gives NaN.
 
-    **Bytes**: :func:`fuse_links_cost`.
+    **Bytes**: :func:`~recsys_edu.cost.kernels.fuse_links_cost`.
 
     Args:
         weights: [I, r] the table of a link index, on the device of the links: a float
@@ -51,27 +49,3 @@ def fuse_links(
     if scale is not None:
         rows = rows * scale[items].unsqueeze(-1)
     return rows.to(links.dtype) @ links
-
-
-def fuse_links_cost(
-    batch: int,
-    m: int,
-    r: int,
-    d: int,
-    weight: torch.dtype,
-    out: torch.dtype,
-) -> Cost:
-    """What the kernel behind :func:`fuse_links` does and moves.
-
-    ::
-
-        FLOPs   B 2 M r d
-        bytes   B (M (8 + r w + 4 [int8] + d o) + r d o)
-
-    with w and o the bytes of a ``weight`` and of an ``out`` number. A row of an int8
-    table brings its float32 scale. Each row counts as read from memory, also where a
-    cache holds it since another candidate asked for the same item.
-    """
-    row = r * weight.itemsize + 4 * (weight == torch.int8)
-    moved = m * (8 + row + d * out.itemsize) + r * d * out.itemsize
-    return Cost(batch * 2 * m * r * d, batch * moved)

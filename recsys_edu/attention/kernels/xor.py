@@ -6,7 +6,6 @@ from torch import Tensor
 
 from recsys_edu.attention.kernels.forms import Form, takes_triton, tile
 from recsys_edu.attention.pointwise import attend_pointwise
-from recsys_edu.cost.clocks import Cost
 
 Heads = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values of T tokens, each [B, heads, T, dh]."""
@@ -48,7 +47,7 @@ def xor_attend(
     libraries. The silu of q, k and v reads and writes 6 N d numbers in eager PyTorch,
     more than the kernel's own 4 N d: of a whole block it is the next thing to fuse.
 
-    **Bytes** and FLOPs: :func:`xor_attend_cost`.
+    **Bytes** and FLOPs: :func:`~recsys_edu.cost.kernels.xor_attend_cost`.
 
     Args:
         links: queries, keys and values, each [B, heads, r, dh].
@@ -69,44 +68,9 @@ def xor_attend(
     if takes_triton(form, *links, *events, obstacle=large):
         from recsys_edu.attention.kernels.xor_triton import XorAttend
 
-        return XorAttend.apply(*links, *events, mask)
+        return XorAttend.apply(*links, *events, mask, SPAN)
     n = mask.sum(-1).clamp(min=1)[:, None, None, None]
     return (
         attend_pointwise(links[0], *events[1:], mask[:, None, None, :], n),
         attend_pointwise(events[0], *links[1:], None, r),
     )
-
-
-def xor_attend_cost(
-    batch: int,
-    heads: int,
-    n: int,
-    r: int,
-    dh: int,
-    itemsize: int,
-    *,
-    backward: bool = False,
-) -> Cost:
-    """What the kernel behind :func:`xor_attend` does and moves, forward or backward.
-
-    ::
-
-        FLOPs   forward B h 8 N r dh,   backward B h 20 N r dh
-        bytes   B (h dh (a N w + b r w + 8 c S r) + N)
-
-    with w = ``itemsize`` and S = ceil(N / SPAN) spans, each of whose c sums [r, dh] is
-    written and read in float32.
-
-    ========  ========================  =======================  ==================
-    pass      a: per event              b: per link              c: sums of a span
-    ========  ========================  =======================  ==================
-    forward   4: q k v, what it read    4: q k v, what it read   1: what links read
-    backward  7: q k v g, dq dk dv      7: q k v g, dq dk dv     3: dq dk dv
-    ========  ========================  =======================  ==================
-
-    Each byte counts once. What programs read again, the links, comes from the cache.
-    """
-    per_token, sums, flops = (7, 3, 20) if backward else (4, 1, 8)
-    spans = -(-n // SPAN)
-    tokens = per_token * (n + r) * itemsize + 8 * sums * spans * r
-    return Cost(batch * heads * flops * n * r * dh, batch * (heads * dh * tokens + n))

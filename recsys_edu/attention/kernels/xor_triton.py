@@ -10,7 +10,6 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from recsys_edu.attention.kernels import xor
 from recsys_edu.attention.kernels.forms import one_layout, precision, tile
 from recsys_edu.attention.kernels.tiles_triton import load, silu, silu_slope, store
 
@@ -168,20 +167,21 @@ def add_spans(
 
 
 class XorAttend(torch.autograd.Function):
-    """q, k, v of links, q, k, v of events, and the mask -> what each kind read."""
+    """q, k, v of links and of events, mask, events a program -> what each kind read."""
 
     @staticmethod
-    def forward(ctx: Any, *args: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
         """Reads the history once; keeps what it was given, and no scores."""
-        *tokens, mask = args
+        *tokens, mask, span = args
         links, events = one_layout(*tokens[:3]), one_layout(*tokens[3:])
         mask = mask.contiguous()
         batch, heads, r, dh = links[0].shape
-        n = mask.shape[1]
+        spans = triton.cdiv(mask.shape[1], span)
         count = mask.sum(-1, dtype=torch.float32).clamp(min=1)
-        sums = links[0].new_empty(batch, heads, _spans(n), r, dh, dtype=torch.float32)
+        sums = links[0].new_empty(batch, heads, spans, r, dh, dtype=torch.float32)
         read = _side_by_side(events[0])
-        _launch(xor_forward, links, events, mask, sums, read)
+        _launch(xor_forward, span, links, events, mask, sums, read)
+        ctx.span = span
         ctx.save_for_backward(*links, *events, mask, count)
         return _added(sums, count, read.dtype), read.transpose(1, 2)
 
@@ -193,17 +193,13 @@ class XorAttend(torch.autograd.Function):
         links, events = tokens[:3], tokens[3:]
         g_links, g_events = grads[0].contiguous(), grads[1].transpose(1, 2).contiguous()
         batch, heads, r, dh = links[0].shape
-        shape = 3, batch, heads, _spans(mask.shape[1]), r, dh
+        shape = 3, batch, heads, triton.cdiv(mask.shape[1], ctx.span), r, dh
         sums = g_links.new_empty(shape, dtype=torch.float32)
         out = [_side_by_side(events[0]) for _ in events]
         grads = count, g_links, g_events
-        _launch(xor_backward, links, events, mask, *grads, *sums, *out)
+        _launch(xor_backward, ctx.span, links, events, mask, *grads, *sums, *out)
         d_links = _added(sums.flatten(0, 1), None, g_links.dtype).chunk(3)
-        return *d_links, *(part.transpose(1, 2) for part in out), None
-
-
-def _spans(n: int) -> int:
-    return triton.cdiv(n, xor.SPAN)
+        return *d_links, *(part.transpose(1, 2) for part in out), None, None
 
 
 def _side_by_side(like: Tensor) -> Tensor:
@@ -228,11 +224,12 @@ def _added(sums: Tensor, count: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 
 def _launch(
-    kernel: Any, links: Any, events: Any, mask: Tensor, *results: Tensor
+    kernel: Any, span: int, links: Any, events: Any, mask: Tensor, *results: Tensor
 ) -> None:
     batch, heads, r, dh = links[0].shape
     n = mask.shape[1]
-    programs = batch * heads * _spans(n)
+    spans = triton.cdiv(n, span)
+    programs = batch * heads * spans
     if not programs:
         return
     # Two warps, so that few registers hold the same link twice, and many programs side
@@ -241,8 +238,8 @@ def _launch(
         kernel[(programs,)](
             *links, *links[0].stride()[:3],
             *events, *events[0].stride()[:3],
-            mask, *results, n, r, heads, _spans(n), dh**-0.5,
-            DH=dh, D=tile(dh), R=tile(r), SPAN=xor.SPAN,
+            mask, *results, n, r, heads, spans, dh**-0.5,
+            DH=dh, D=tile(dh), R=tile(r), SPAN=span,
             BLOCK=BLOCK_BYTES // links[0].itemsize, PRECISION=precision(mask.device),
             num_warps=2, num_stages=2, enable_fp_fusion=True,
         )  # fmt: skip

@@ -1,0 +1,20 @@
+"""Sums that do not overflow: in float32 at least, whatever the type of the model."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def in_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in float32; in float64 if that is what they are."""
+    return tuple(x.to(torch.promote_types(x.dtype, torch.float32)) for x in tensors)
+
+
+def autocast_off(like: Tensor) -> AbstractContextManager:
+    """A stretch in which ``torch.autocast`` takes no product back to 16 bits."""
+    if torch.is_autocast_enabled(like.device.type):
+        return torch.autocast(like.device.type, enabled=False)
+    return nullcontext()  # entering the other takes as long as a small product
