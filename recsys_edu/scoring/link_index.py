@@ -25,7 +25,7 @@ from torch import Tensor
 from recsys_edu.data import UNKNOWN
 from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import FeatureEmbedding
-from recsys_edu.encoders.lime import Lime
+from recsys_edu.encoders.lime import Lime, LinkRows
 from recsys_edu.files import written_whole
 from recsys_edu.progress import progress
 from recsys_edu.scoring.versions import Seen, tensors_of, version_of
@@ -47,10 +47,14 @@ class _Table:
     n: int  # items, those among them that have no weights
     version: str
 
+    def row(self, item: Tensor) -> Tensor:
+        """[...] indices on the table's device -> [...] the rows that they read."""
+        here = (item >= UNKNOWN) & (item < self.n)
+        return torch.where(here, item + 1, len(self.weights) - 1)
+
     def of(self, item: Tensor) -> Tensor:
         """[...] indices on the table's device -> [..., r], NaN where there is none."""
-        here = (item >= UNKNOWN) & (item < self.n)
-        row = torch.where(here, item + 1, len(self.weights) - 1)
+        row = self.row(item)
         weights = F.embedding(row, self.weights)  # several times as fast as indexing
         if self.scale is None:
             return weights
@@ -284,6 +288,15 @@ class LinkIndex:
         if self.device.type == "cpu":
             _require_there(item, weights)
         return weights.to(item.device)
+
+    def rows(self, item: Tensor) -> LinkRows:
+        """Candidate clock: where the weights of items [B, M] lie, for ``Lime.fuse``.
+
+        So that look-up and sum are one kernel on a GPU, and nothing waits for it: NaN
+        comes of items that are not in the index.
+        """
+        table = self._table
+        return LinkRows(table.weights, table.row(item.to(self.device)), table.scale)
 
     @torch.inference_mode(False)
     def add(self, model: DLRM, items: Tensor, *, batch_size: int = 65_536) -> None:

@@ -110,12 +110,13 @@ def links(
     """
     require_eval(model)
     index.require(model)
-    dtype = model.encoder.links.dtype
+    dtype, on_cpu = model.encoder.links.dtype, index.device.type == "cpu"
     known = (encode or model.encode_request)(request)
     scores = []
     for part in micro_batches(request, micro_batch):
-        weights = index[part.candidates].to(dtype)
-        scores.append(model.fuse(model.encode_items(part.candidates, weights), known))
+        items = part.candidates
+        code = index[items].to(dtype) if on_cpu else index.rows(items)
+        scores.append(model.fuse(model.encode_items(items, code), known))
     return hide(torch.cat(scores, dim=1), request.shown)
 
 

@@ -423,6 +423,36 @@ def test_an_index_moves_to_another_device(make_model, dtype):
 
 
 @every_type
+def test_rows_of_the_index_are_read_as_its_weights_are(ranker, draw_request, dtype):
+    """What a GPU is given: the table, and who reads which row of it."""
+    model, request = ranker("LIME-MHA").float32, draw_request(2, b=2, n=6, m=5)
+    index = LinkIndex.build(model, torch.arange(29), dtype=dtype)
+    known = model.encode_request(request)
+    items = request.candidates.clamp(max=28)
+    items[0, 0] = -1
+
+    def scores(code):
+        return model.fuse(model.encode_items(items, code), known)
+
+    looked_up = scores(index[items].float())
+    torch.testing.assert_close(scores(index.rows(items)), looked_up)
+    items[1, 2:4] = torch.tensor([29, -1])  # one that is not there; embedded it can be
+    missing = scores(index.rows(items)).isnan()
+    assert missing.nonzero().tolist() == [[1, 2]]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@every_type
+def test_on_a_gpu_scores_come_from_an_index_on_the_gpu(make_model, draw_request, dtype):
+    model, request = make_model("LIME-MHA"), draw_request(2, b=2, n=6, m=5)
+    index = LinkIndex.build(model, dtype=dtype)
+    expected = links(model, request, index, micro_batch=2)
+    model.to("cuda")
+    scores = links(model, request.to("cuda"), index.to("cuda"), micro_batch=2)
+    torch.testing.assert_close(scores.cpu(), expected, atol=1e-3, rtol=1e-3)
+
+
+@every_type
 def test_readers_see_whole_rows_while_others_add_and_remove(make_model, dtype):
     """Eight threads, told to take turns at every chance."""
     model = make_model("LIME-MHA")
