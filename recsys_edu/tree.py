@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import GetAttrKey, register_pytree_node
 
@@ -57,6 +58,58 @@ def _map(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     if value is None:
         return None
     return value.map(fn) if isinstance(value, TensorTree) else fn(value)
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """Several batches as one: [B, ...] and [B', ...] -> [B + B', ...].
+
+    A code of a history has an axis as long as the history, and a ``mask`` [..., N] that
+    says which part of it is real. There a shorter one is padded at its end with zeros,
+    which its mask then leaves out: codes of users whose histories differ in length
+    become one batch. All other axes must agree.
+
+    Args:
+        trees: tensors, trees of one class, or None; None where there is none of them.
+
+    Raises:
+        ValueError: sizes differ, and no mask says which part would be padding; or some
+            are None and others are not.
+
+    Example:
+        >>> stack([torch.ones(1, 2), torch.zeros(2, 2)]).tolist()
+        [[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]]
+    """
+    return _stacked(trees, None)
+
+
+def _stacked(trees: Sequence[Any], lengths: list[int] | None) -> Any:
+    """As :func:`stack`; tensors may have an axis of these ``lengths``."""
+    if all(tree is None for tree in trees):
+        return None
+    if any(tree is None for tree in trees):
+        raise ValueError("some of these are None and others are not")
+    if isinstance(trees[0], Tensor):
+        return _join(trees, lengths)
+    masks = [getattr(tree, "mask", None) for tree in trees]
+    lengths = None if masks[0] is None else [mask.shape[-1] for mask in masks]
+    columns = ([getattr(tree, f.name) for tree in trees] for f in fields(trees[0]))
+    return type(trees[0])(*(_stacked(column, lengths) for column in columns))
+
+
+def _join(tensors: Sequence[Tensor], lengths: list[int] | None) -> Tensor:
+    """Joins leading axes; other axes may be as long as ``lengths`` say, or agree."""
+    pad = []  # for each axis from the last on, of each tensor: 0 before it, k behind
+    for sizes in zip(*(reversed(t.shape[1:]) for t in tensors), strict=True):
+        if len(set(sizes)) > 1 and list(sizes) != lengths:
+            raise ValueError(
+                f"sizes {sorted(set(sizes))} of one axis differ, and there is no mask "
+                "to say which part would be padding"
+            )
+        pad.append([(0, max(sizes) - size) for size in sizes])
+    if not any(after for axis in pad for _, after in axis):
+        return torch.cat(list(tensors))
+    padded = zip(tensors, zip(*pad, strict=True), strict=True)
+    return torch.cat([F.pad(t, sum(axes, start=())) for t, axes in padded])
 
 
 def _flatten(tree: TensorTree) -> tuple[list[Any], Context]:

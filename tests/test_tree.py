@@ -14,7 +14,7 @@ from torch.utils._pytree import (
     tree_unflatten,
 )
 
-from recsys_edu.tree import TensorTree
+from recsys_edu.tree import TensorTree, stack
 
 
 @dataclass(frozen=True)
@@ -106,3 +106,56 @@ def test_slices_are_views():
     whole = tree()
     whole[1:].c.zero_()
     assert whole.c.tolist() == [0, 0, 0]
+
+
+# Several batches as one.
+
+
+@dataclass(frozen=True)
+class Code(TensorTree):
+    k: Tensor  # [B, 2, N, 3]
+    mask: Tensor  # [B, 1, N]
+    now: Tensor  # [B, 1]
+
+
+def code(b, n, start=1.0):
+    k = start + torch.arange(b * 2 * n * 3.0).view(b, 2, n, 3)
+    return Code(k, torch.ones(b, 1, n, dtype=torch.bool), torch.full((b, 1), n))
+
+
+def test_codes_of_ragged_histories_stack_and_masks_say_so():
+    parts = [code(1, 4), code(2, 0), code(1, 2)]
+    whole = stack(parts)
+    assert isinstance(whole, Code) and whole.k.shape == (4, 2, 4, 3)
+    assert whole.mask.sum(-1)[:, 0].tolist() == [4, 0, 0, 2]
+    assert whole.now.tolist() == [[4], [0], [0], [2]]
+    assert torch.equal(whole.k[:1], parts[0].k)
+    assert torch.equal(whole.k[3:, :, :2], parts[2].k)
+    assert not whole.k[1:3].any() and not whole.k[3, :, 2:].any()
+
+
+def test_trees_in_trees_and_tensors_stack():
+    whole = stack([tree(b=torch.ones(3)), tree(b=torch.zeros(3))])
+    assert whole.leaf.a.shape == (6, 2) and whole.c.tolist() == [0, 1, 2, 0, 1, 2]
+    assert whole.leaf.b.tolist() == [1, 1, 1, 0, 0, 0]
+    assert stack([tree(), tree()]).leaf.b is None
+    assert stack([torch.ones(1, 2), torch.ones(0, 2)]).tolist() == [[1, 1]]
+
+
+def test_nothing_stacks_to_nothing():
+    assert stack([]) is None and stack([None, None]) is None
+
+
+def test_what_no_mask_covers_is_not_padded():
+    with pytest.raises(ValueError, match=r"sizes \[2, 3\] .* no mask"):
+        stack([torch.ones(1, 2), torch.ones(1, 3)])
+    long = code(1, 4)
+    with pytest.raises(ValueError, match="no mask"):  # k is longer than its mask says
+        stack([Code(code(1, 5).k, long.mask, long.now), code(1, 2)])
+
+
+def test_some_without_a_code_are_refused():
+    with pytest.raises(ValueError, match="some of these are None"):
+        stack([None, code(1, 2)])
+    with pytest.raises(ValueError, match="some of these are None"):
+        stack([tree(b=torch.ones(3)), tree()])

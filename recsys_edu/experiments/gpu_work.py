@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from recsys_edu.attention import kernels
@@ -29,8 +29,7 @@ from recsys_edu.cost import Cost, count, nbytes
 from recsys_edu.cost.kernels import fuse_links_cost, pointwise_cost, xor_attend_cost
 from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
-from recsys_edu.encoders.base import Events
-from recsys_edu.encoders.lime import Lime, LimeXOR, LinkCode
+from recsys_edu.encoders.lime import LimeXOR
 from recsys_edu.experiments.latency import ENCODERS, LAYERS, D, R, world
 from recsys_edu.scoring.link_index import LinkIndex
 from recsys_edu.scoring.strategies import amortized, links, naive
@@ -410,35 +409,20 @@ def index(items: int) -> LinkIndex:
     return LinkIndex.build(ranker("LIME-XOR", items))
 
 
-class OnCard(nn.Module):
-    """The clocks of a LIME encoder that serving needs, beside its index on the card.
-
-    An item's code is the number of its row, so that look-up and sum can be one kernel.
-    """
-
-    def __init__(self, encoder: Lime, weights: Tensor, form: kernels.Form) -> None:
-        super().__init__()
-        self.encoder, self.weights, self.form = encoder, weights, form
-
-    def encode_history(self, events: Events, context: Tensor) -> LinkCode:
-        """Request clock: LIME's."""
-        return self.encoder.encode_history(events, context)
-
-    def fuse(self, items: Tensor, history: LinkCode) -> Tensor:
-        """Candidate clock: row numbers [B, M] -> [B, M, d]."""
-        return fuse_links(self.weights, items, history.links.squeeze(1), form=self.form)
-
-
 def on_card(plan: Plan, request: Request, form: kernels.Form) -> Callable[[], Tensor]:
-    """LIME-XOR with the index on the card, by plain PyTorch or by the kernels."""
-    model = ranker("LIME-XOR" if form == "reference" else "LIME-XOR, fused", plan.items)
-    weights = index(plan.items).weights.to(device())
-    model = model.with_encoder(OnCard(model.encoder, weights, form))
+    """LIME-XOR with the index on the card, by plain PyTorch or as it is served there.
+
+    That is by the kernels: look-up and sum are one, and so is XOR attention.
+    """
+    on_the_card, items = index(plan.items).to(device()), request.candidates
+    if form == "triton":
+        model = ranker("LIME-XOR, fused", plan.items)
+        return partial(links, model, request, on_the_card, micro_batch=items.shape[1])
+    model = ranker("LIME-XOR", plan.items)
 
     def run() -> Tensor:
         known = model.encode_request(request)
-        items = model.encode_items(request.candidates, request.candidates)
-        return model.fuse(items, known)
+        return model.fuse(model.encode_items(items, on_the_card[items]), known)
 
     return run
 

@@ -1,53 +1,69 @@
 """Scoring strategies: the same scores, with the history read M times, or once.
 
 Each is a function of a ranker and a request, [B] users with M candidates each, and
-returns logits [B, M]. Where two are defined for a model they agree to rounding.
+returns logits [B, M], -inf where no candidate is shown. Where two are defined for a
+model they agree to rounding. All refuse a model in training mode.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from recsys_edu.batch import Request
-from recsys_edu.dlrm import DLRM
+from recsys_edu.batch import Request, hide
+from recsys_edu.data import UNKNOWN
+from recsys_edu.dlrm import DLRM, RequestSide
 from recsys_edu.encoders.single_pass import OneSequence, SinglePassEncoder
 from recsys_edu.scoring.link_index import LinkIndex
-from recsys_edu.scoring.user_cache import UserCache, encode_request
+from recsys_edu.scoring.versions import require_eval
+
+Encode = Callable[[Request], RequestSide]
+"""An encoder of requests: ``model.encode_request``, or a cache's of the same model.
+
+What it returns means nothing to another model. Take both from one place, so that they
+cannot part: ``amortized(cache.model, request, encode=cache.encode_request, ...)``.
+"""
 
 
 def naive(model: DLRM, request: Request) -> Tensor:
     """One full pass for every candidate: the history is read M times. The oracle.
 
     Cost: M x (request clock + candidate clock).
+
+    Raises:
+        ValueError: the model is in training mode.
     """
-    scores = [
-        model(replace(request, candidates=candidate))
-        for candidate in request.candidates.split(1, dim=1)
-    ]
+    require_eval(model)
+    scores = [model(part) for part in micro_batches(request, 1)]
     return torch.cat(scores, dim=1)
 
 
 def amortized(
-    model: DLRM, request: Request, *, micro_batch: int, cache: UserCache | None = None
+    model: DLRM, request: Request, *, micro_batch: int, encode: Encode | None = None
 ) -> Tensor:
     """M-FALCON: the history once, then candidates in micro-batches that read its code.
 
     Cost: request clock + M x candidate clock. The micro-batch bounds the memory that
-    candidates take at a time. With a cache, the request clock pays for events that are
-    new since the user's last request. Source: Zhai et al. 2024, section 3.4.
+    candidates take at a time. With a cache's ``encode``, the request clock pays for
+    events that are new since the user's last request. Source: Zhai et al. 2024, section
+    3.4.
+
+    Args:
+        encode: encodes requests; None for the model itself.
 
     Raises:
-        ValueError: ``micro_batch`` is less than 1; the cache is of another model.
+        ValueError: ``micro_batch`` is less than 1; the model is in training mode.
     """
-    known = encode_request(model, request, cache)  # request clock, once
+    require_eval(model)
+    known = (encode or model.encode_request)(request)  # request clock, once
     scores = [
-        model.fuse(model.encode_items(candidates), known)
-        for candidates in micro_batches(request, micro_batch)
+        model.fuse(model.encode_items(part.candidates), known)
+        for part in micro_batches(request, micro_batch)
     ]
-    return torch.cat(scores, dim=1)
+    return hide(torch.cat(scores, dim=1), request.shown)
 
 
 def single_pass(model: DLRM, request: Request) -> Tensor:
@@ -56,7 +72,9 @@ def single_pass(model: DLRM, request: Request) -> Tensor:
     Raises:
         TypeError: the encoder is not a ``OneSequence``; no mask makes one sequence
             of it without candidates reading each other.
+        ValueError: the model is in training mode.
     """
+    require_eval(model)
     if not isinstance(model.encoder, OneSequence):
         raise TypeError(
             f"{type(model.encoder).__name__} has no single-pass form: "
@@ -71,7 +89,7 @@ def links(
     index: LinkIndex,
     *,
     micro_batch: int,
-    cache: UserCache | None = None,
+    encode: Encode | None = None,
 ) -> Tensor:
     """LIME with its item clock behind it: a candidate's link weights are looked up.
 
@@ -80,27 +98,44 @@ def links(
 
     Cost: request clock + M x candidate clock, as :func:`amortized`, of a smaller one.
 
+    Args:
+        index: on the CPU, or on the device that scores, see :meth:`LinkIndex.to`.
+        encode: as in :func:`amortized`.
+
     Raises:
-        KeyError: candidates are not in the index; the message names the first few.
-        ValueError: ``micro_batch`` is less than 1; the index or the cache was made by
-            another model or by other weights.
+        KeyError: candidates are not in an index on the CPU; the message names the first
+            few. One on a device cannot look without waiting: their scores are NaN.
+        ValueError: ``micro_batch`` is less than 1; the model is in training mode; the
+            index was made by other weights.
     """
+    require_eval(model)
     index.require(model)
-    dtype = model.encoder.links.dtype
-    known = encode_request(model, request, cache)
-    scores = [
-        model.fuse(model.encode_items(candidates, index[candidates].to(dtype)), known)
-        for candidates in micro_batches(request, micro_batch)
-    ]
-    return torch.cat(scores, dim=1)
+    dtype, on_cpu = model.encoder.links.dtype, index.device.type == "cpu"
+    known = (encode or model.encode_request)(request)
+    scores = []
+    for part in micro_batches(request, micro_batch):
+        items = part.candidates
+        code = index[items].to(dtype) if on_cpu else index.rows(items)
+        scores.append(model.fuse(model.encode_items(items, code), known))
+    return hide(torch.cat(scores, dim=1), request.shown)
 
 
-def micro_batches(request: Request, size: int) -> tuple[Tensor, ...]:
-    """The candidates [B, M] of a request, ``size`` of them at a time.
+def micro_batches(request: Request, size: int) -> list[Request]:
+    """The same request with ``size`` of its M candidates at a time.
+
+    Where none is shown, the candidate is the unknown one, whatever stood there: it can
+    be embedded and is in every index, and its score is hidden.
 
     Raises:
         ValueError: ``size`` is less than 1.
     """
     if size < 1:
         raise ValueError(f"micro_batch is {size}; it must be 1 or more")
-    return request.candidates.split(size, dim=1)
+    if request.shown is None:
+        parts = request.candidates.split(size, dim=1)
+        return [replace(request, candidates=part) for part in parts]
+    candidates = request.candidates.where(request.shown, UNKNOWN)
+    parts = zip(
+        candidates.split(size, 1), request.shown.split(size, dim=1), strict=True
+    )
+    return [replace(request, candidates=part, shown=shown) for part, shown in parts]

@@ -8,52 +8,32 @@ but never wrong.
 
 from __future__ import annotations
 
-import hashlib
+import threading
+import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from itertools import chain
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from recsys_edu.batch import History, Request
+from recsys_edu.batch import History, Request, at_the_end
 from recsys_edu.cost import nbytes
 from recsys_edu.dlrm import DLRM, RequestSide
 from recsys_edu.encoders.base import CannotExtend, HistoryCode
+from recsys_edu.scoring.versions import (
+    Watch,
+    require_eval,
+    tensors_of,
+    weights_version,
+)
+from recsys_edu.tree import stack
+
+TRIES = 3
+"""Encodings of one request before weights that move meanwhile are an error."""
 
 
-def weights_version(model: nn.Module) -> str:
-    """A hash of all parameters and buffers: the same weights, the same version."""
-    return version_of(chain(model.named_parameters(), model.named_buffers()))
-
-
-def version_of(named: Iterable[tuple[str, Tensor]]) -> str:
-    """A hash of tensors: of their names, types, shapes and every byte."""
-    digest = hashlib.sha256()
-    for name, tensor in named:
-        values = tensor.detach().cpu().contiguous().flatten()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-        digest.update(values.view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def encode_request(
-    model: DLRM, request: Request, cache: UserCache | None = None
-) -> RequestSide:
-    """Request clock: by the model, or by its cache if there is one.
-
-    Raises:
-        ValueError: the cache is of another model.
-    """
-    if cache is None:
-        return model.encode_request(request)
-    if cache.model is not model:
-        raise ValueError("the cache holds histories that another model encoded")
-    return cache.encode_request(request)
-
-
-def extend(model: DLRM, code: HistoryCode, request: Request, known: int) -> HistoryCode:
+def grow(model: DLRM, code: HistoryCode, request: Request, known: int) -> HistoryCode:
     """Request clock: the code of the request's history, from that of its first events.
 
     Equals ``model.encode_request(request).code`` at the price of the new events.
@@ -79,116 +59,222 @@ def extend(model: DLRM, code: HistoryCode, request: Request, known: int) -> Hist
 
 @dataclass(frozen=True)
 class _Entry:
-    weights: str  # version
-    history: History  # [1, N]: it is its own version
+    """A code, and all that it was made of."""
+
+    version: Hashable
+    events: tuple[Tensor, ...]  # [N] items, actions and times: the history's version
     code: HistoryCode
+    bytes: int
 
 
 class UserCache:
     """History codes by user, the least recently used dropped beyond ``max_bytes``.
 
-    The history's version is the history: an entry keeps the events it was made from
-    (25 bytes each, against 8 l d for keys and values in float32), and serves a request
+    ``cache.encode_request`` stands wherever ``model.encode_request`` does::
+
+        amortized(cache.model, request, micro_batch=256, encode=cache.encode_request)
+
+    **The history's version is the history**: an entry keeps the events it was made from
+    (24 bytes each, against 8 l d for keys and values in float32), and serves a request
     whose events begin with exactly these. A late event, an edit, a deletion and a
     window that has slid all fail that test.
 
-    The model is asked for its weights' version at every request; the hash is taken
-    again only when PyTorch has seen a weight change. Writing through ``tensor.data``
-    hides a change from PyTorch: call :meth:`clear` after doing that.
+    **The weights' version** is read before a history is encoded and again after. If it
+    moved, the request is encoded again: what is returned is of one version, and what is
+    kept is tagged with it. Unless ``version`` gives it, it is a hash of all weights,
+    taken again only when PyTorch has seen one change, see
+    :class:`~recsys_edu.scoring.versions.Seen`: after a change through ``tensor.data``
+    call :meth:`clear`; of weights that were made under ``inference_mode`` PyTorch keeps
+    no count, so they are hashed at every request. Feature rows that are overwritten
+    count as well. A code serves the precision, autocast's included, and the device that
+    it was made in.
+
+    **Threads** may share a cache: look-ups, evictions and the count of bytes are done
+    under a lock, encoding outside of it. **To put other weights into service under
+    traffic** make another model and another cache, and replace the one reference that
+    requests read both from: those under way end with the old ones. Weights that are
+    written to in place may be read half written, by anybody.
+
+    Args:
+        model: the ranker that encodes, in eval mode.
+        max_bytes: of all entries.
+        version: returns the version of the weights, for a deployment that knows it: no
+            weight is then hashed or looked at on the request path.
 
     Attributes:
-        outcomes: how requests were served, by name: "hit", "extended", or why the
-            history was encoded: "new user", "new weights", "another history",
-            "cannot extend".
+        outcomes: how histories were served, by name: "hit", "extended", or why one was
+            encoded: "new user", "new weights", "another history", "cannot extend".
+        bytes: of all entries.
+
+    Example:
+        >>> from recsys_edu.data.synthetic import planted_world
+        >>> from recsys_edu.embeddings import Embeddings
+        >>> from recsys_edu.encoders.append import AppendEncoder
+        >>> log = planted_world(seed=0, n_impressions=99, n_users=9, n_items=9).log
+        >>> embeddings = Embeddings(log.users, log.items, log.events, 8)
+        >>> model = DLRM(embeddings, AppendEncoder(8)).eval()
+        >>> cache = UserCache(model, max_bytes=10**6)
+        >>> for n in (1, 1, 2):  # events so far
+        ...     seen = dict(items=[5, 7][:n], actions=[0, 1][:n], times=[10, 20][:n])
+        ...     side = cache.encode_request(model.request(3, [4], now=60, **seen))
+        >>> dict(cache.outcomes)
+        {'new user': 1, 'hit': 1, 'extended': 1}
     """
 
-    def __init__(self, model: DLRM, *, max_bytes: int) -> None:
+    def __init__(
+        self,
+        model: DLRM,
+        *,
+        max_bytes: int,
+        version: Callable[[], Hashable] | None = None,
+    ) -> None:
         self.model, self.max_bytes = model, max_bytes
         self.outcomes: Counter[str] = Counter()
         self.bytes = 0
-        self._entries: OrderedDict[int, _Entry] = OrderedDict()
-        self._seen: list[tuple[int, int]] = []
-        self._weights = ""
+        self._given = version
+        self._watch = Watch(lambda: weights_version(model))
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def clear(self) -> None:
         """Drops all entries, and the weights' version."""
-        self._entries.clear()
-        self.bytes, self._seen = 0, []
+        with self._lock:
+            self._entries.clear()
+            self.bytes = 0
+            self._watch.forget()
 
-    @torch.no_grad()
     def encode_request(self, request: Request) -> RequestSide:
         """Request clock: as ``model.encode_request``, from the cache where it can be.
 
-        What it returns is what it keeps: read it, do not write into it.
+        Each of B users is looked up alone; the B codes are stacked into one batch.
+        What it returns for one is what it keeps: read it, do not write into it.
 
         Raises:
-            ValueError: more than one user; a model in training mode, whose dropout
-                would be kept; ``visible`` is given.
+            ValueError: a model in training mode, whose dropout would be kept;
+                ``visible`` is given.
+            RuntimeError: the weights moved during each of three encodings.
         """
-        if len(request.user) != 1:
-            raise ValueError(
-                f"{len(request.user)} users: histories have lengths of their own, so a "
-                "cache serves one at a time; loop over request[b : b + 1]"
-            )
-        if any(module.training for module in self.model.modules()):
-            raise ValueError("dropout would be cached: call model.eval() first")
         if request.visible is not None:
             raise ValueError("a cache serves requests, where visible is None")
-        # A copy: the entry must not follow what the caller does to the request.
-        events = request.history.map(lambda t: t[request.history.mask].unsqueeze(0))
-        request = replace(request, history=events)
-        outcome, code = self._known(request)
-        side = self.model.encode_request(request, code)
-        self.outcomes[outcome] += 1
-        self._keep(int(request.user), _Entry(self._weights, events, side.code))
-        return side
+        # What is kept serves with gradients too, which inference tensors cannot.
+        with torch.inference_mode(False), torch.no_grad():
+            lengths = _lengths(request.history.mask)
+            if lengths is None:
+                request = replace(request, history=at_the_end(request.history))
+                lengths = _lengths(request.history.mask)
+            keys = [(user, *self._precision()) for user in request.user.tolist()]
+            for _ in range(TRIES):
+                version = self._version()
+                served = [
+                    self._serve(key, request, b, lengths[b], version)
+                    for b, key in enumerate(keys)
+                ]
+                codes = [entry.code for _, entry in served]
+                code = codes[0] if len(codes) == 1 else stack(codes)
+                side = self.model.encode_request(request, code)
+                hits = all(outcome == "hit" for outcome, _ in served)
+                if hits or self._version() == version:
+                    self._keep(keys, served)
+                    return side
+        raise RuntimeError(
+            f"the weights changed during each of {TRIES} encodings of a request: to "
+            "change them under traffic, make another model and another cache"
+        )
 
-    def _known(self, request: Request) -> tuple[str, HistoryCode | None]:
-        """How the request is served, and the code of its history unless it is new."""
-        entry = self._entries.get(int(request.user))
-        self._see_weights()
+    def _serve(
+        self, key: Hashable, request: Request, b: int, n: int, version: Hashable
+    ) -> tuple[str, _Entry]:
+        """How the history of row b, n events long, is served, and its entry."""
+        with self._lock:
+            entry = self._entries.get(key)
+        history = request.history
         if entry is None:
             outcome = "new user"
-        elif entry.weights != self._weights:
+        elif entry.version != version:
             outcome = "new weights"
-        elif (known := _leading(entry.history, request.history)) is None:
+        elif not _begins(history, b, n, entry.events):
             outcome = "another history"
-        elif known == request.history.item.shape[1]:
-            return "hit", entry.code
+        elif len(entry.events[0]) == n:
+            return "hit", entry
         else:
+            outcome = "extended"
+        require_eval(self.model)
+        # A copy: the entry must not follow what the caller does to the request.
+        events = torch.stack([column[b, :n] for column in _columns(history)])
+        real = torch.ones_like(events[:1], dtype=torch.bool)
+        row = Request(
+            user=request.user[b : b + 1],
+            timestamp=request.timestamp[b : b + 1].clone(),
+            candidates=request.candidates[b : b + 1],
+            history=History(*events.unsqueeze(1), real),
+        )
+        code = None
+        if outcome == "extended":
             try:
-                return "extended", extend(self.model, entry.code, request, known)
+                code = grow(self.model, entry.code, row, len(entry.events[0]))
             except CannotExtend:
                 outcome = "cannot extend"
-        return outcome, None
+        if code is None:
+            code = self.model.encode_request(row).code
+        size = nbytes([events, code])
+        return outcome, _Entry(version, tuple(events), code, size)
 
-    def _keep(self, user: int, entry: _Entry) -> None:
-        """Puts the entry in place of the user's last, then drops the oldest entries."""
-        if user in self._entries:
-            self.bytes -= nbytes(self._entries.pop(user))
-        if nbytes(entry) > self.max_bytes:
-            return  # it would drop everybody else and then itself
-        self._entries[user] = entry
-        self.bytes += nbytes(entry)
-        while self.bytes > self.max_bytes:
-            self.bytes -= nbytes(self._entries.popitem(last=False)[1])
+    def _keep(self, keys: list[Hashable], served: list[tuple[str, _Entry]]) -> None:
+        """Puts entries in place of their users' last, then drops the oldest."""
+        with self._lock:
+            for key, (outcome, entry) in zip(keys, served, strict=True):
+                self.outcomes[outcome] += 1
+                if outcome == "hit":
+                    if self._entries.get(key) is entry:  # not dropped meanwhile
+                        self._entries.move_to_end(key)
+                    continue
+                if (last := self._entries.pop(key, None)) is not None:
+                    self.bytes -= last.bytes
+                if entry.bytes > self.max_bytes:
+                    continue  # it would drop everybody else and then itself
+                self._entries[key] = entry
+                self.bytes += entry.bytes
+                while self.bytes > self.max_bytes:
+                    self.bytes -= self._entries.popitem(last=False)[1].bytes
 
-    def _see_weights(self) -> None:
-        """Takes the weights' version again if PyTorch has seen one change."""
-        tensors = chain(self.model.parameters(), self.model.buffers())
-        seen = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
-        if seen != self._seen:
-            self._seen, self._weights = seen, weights_version(self.model)
+    def _version(self) -> Hashable:
+        """Of the weights, and of the feature rows that were overwritten."""
+        if self._given is None:
+            weights = self._watch(tensors_of(self.model))
+        else:
+            weights = self._given()
+        embeddings = self.model.embeddings
+        rows = (side.values for side in (embeddings.users, embeddings.items))
+        return weights, *((weakref.ref(values), values.version) for values in rows)
+
+    def _precision(self) -> tuple[Hashable, ...]:
+        """What else a code depends on: types and device it was computed in."""
+        weight = self.model.top.user.weight
+        kind = weight.device.type
+        autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+        return weight.dtype, weight.device, autocast
 
 
-def _leading(old: History, new: History) -> int | None:
-    """The number of old events if the new history begins with just them, else None."""
-    n = old.item.shape[1]
-    same = (
-        torch.equal(getattr(old, name), getattr(new, name)[:, :n])
-        for name in ("item", "action", "timestamp")
+def _columns(history: History) -> tuple[Tensor, Tensor, Tensor]:
+    return history.item, history.action, history.timestamp
+
+
+def _lengths(mask: Tensor) -> list[int] | None:
+    """How many events each of B rows has; None if padding stands before one."""
+    if mask.all():
+        return [mask.shape[1]] * len(mask)
+    lengths = mask.sum(1).tolist()
+    at_end = all(mask[b, :n].all() for b, n in enumerate(lengths))
+    return lengths if at_end else None
+
+
+def _begins(history: History, b: int, n: int, events: tuple[Tensor, ...]) -> bool:
+    """Whether the n events of row b begin with just these."""
+    old = len(events[0])
+    return old <= n and all(
+        torch.equal(column[b, :old], known)
+        for column, known in zip(_columns(history), events, strict=True)
     )
-    return n if all(same) else None

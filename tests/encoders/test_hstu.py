@@ -20,7 +20,7 @@ from recsys_edu.encoders import hstu
 from recsys_edu.encoders.base import Events
 from recsys_edu.encoders.hstu import HSTU, RelativeBias, bucket, relation
 from recsys_edu.scoring.strategies import amortized, naive, single_pass
-from recsys_edu.scoring.user_cache import UserCache, extend
+from recsys_edu.scoring.user_cache import UserCache, grow
 
 FORMS = {
     "naive": naive,
@@ -331,7 +331,7 @@ def test_an_extended_code_stands_at_the_time_of_the_new_request(ranker, draw_req
     model, request = ranker("HSTU").float64, draw_request(1, 1, 6, 3, full=True)
     past = request.history.map(lambda t: t[:, :4])
     earlier = replace(request, history=past, timestamp=request.timestamp - 1)
-    code = extend(model, model.encode_request(earlier).code, request, known=4)
+    code = grow(model, model.encode_request(earlier).code, request, known=4)
     whole = model.encode_request(request).code
     for part in ("k", "v", "mask", "timestamp", "now"):
         torch.testing.assert_close(getattr(code, part), getattr(whole, part))
@@ -356,7 +356,7 @@ def test_a_kept_history_serves_later_requests_at_their_times(
     def cached(model):
         cache = UserCache(model, max_bytes=10**6)
         scores = [
-            amortized(model, request, micro_batch=2, cache=cache)
+            amortized(model, request, micro_batch=2, encode=cache.encode_request)
             for request in requests
         ]
         assert set(cache.outcomes) <= {"new user", "hit", "extended"}

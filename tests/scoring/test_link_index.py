@@ -1,6 +1,10 @@
 """The link index: the direct scores from looked-up weights, and never stale ones."""
 
 import copy
+import gc
+import sys
+import threading
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +18,7 @@ from recsys_edu.data import Features
 from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
 from recsys_edu.encoders.lime import LimeMHA
+from recsys_edu.scoring import link_index
 from recsys_edu.scoring.link_index import LinkIndex, item_version
 from recsys_edu.scoring.strategies import links, naive
 from recsys_edu.scoring.user_cache import UserCache
@@ -56,14 +61,40 @@ def test_looked_up_scores_are_the_naive_ones(
     )
 
 
+@pytest.mark.parametrize("name", LIME)
+@few
+@given(seed=st.integers(0, 999), micro_batch=st.integers(1, 6))
+def test_unknown_and_hidden_candidates_are_scored_as_naively(
+    ranker, draw_request, assert_same, name, seed, micro_batch
+):
+    """Index -1 has link weights; what is not shown is looked up nowhere."""
+    request = draw_request(seed, b=3, n=4, m=5)
+    rng = np.random.default_rng(seed)
+    unknown, hidden = (torch.from_numpy(rng.random((3, 5)) < 0.3) for _ in range(2))
+    candidates = request.candidates.masked_fill(unknown, -1)
+    shown = replace(request, candidates=candidates, shown=~hidden)
+    nonsense = replace(shown, candidates=candidates.masked_fill(hidden, 10**9))
+
+    def looked_up(model):
+        return links(model, nonsense, LinkIndex.build(model), micro_batch=micro_batch)
+
+    scores = looked_up(ranker(name).float32)
+    assert torch.equal(scores.isneginf(), hidden) and not scores.isnan().any()
+    assert_same(
+        lambda model: looked_up(model).masked_fill(hidden, 0),
+        lambda model: naive(model, shown).masked_fill(hidden, 0),
+        ranker(name),
+    )
+
+
 def test_a_cache_of_users_serves_beside_the_index(ranker, draw_request, assert_same):
     request = draw_request(0, b=1, n=5, m=4)
 
     def twice(model):
         cache = UserCache(model, max_bytes=10**6)
-        index = LinkIndex.build(model)
+        index, encode = LinkIndex.build(model), cache.encode_request
         first, second = (
-            links(model, request, index, micro_batch=3, cache=cache) for _ in range(2)
+            links(model, request, index, micro_batch=3, encode=encode) for _ in range(2)
         )
         assert cache.outcomes == {"new user": 1, "hit": 1}
         return torch.cat([first, second])
@@ -137,9 +168,11 @@ def test_the_bytes_of_an_item_are_known(world, tmp_path, dtype, size):
         Embeddings(log.users, log.items, log.events, 8), LimeMHA(8, r=32)
     ).eval()
     index = LinkIndex.build(model, dtype=dtype)
-    assert nbytes([index.weights, index.scale]) == size * len(index) == size * 30
+    assert len(index) == 30
+    rows = 30 + 2  # the unknown item's, and one for what is past the end
+    assert nbytes([index.weights, index.scale]) == size * rows
     index.save(tmp_path / "index")
-    assert 0 < (tmp_path / "index").stat().st_size - 30 * size < 512
+    assert 0 < (tmp_path / "index").stat().st_size - size * rows < 512
 
 
 def test_a_row_of_zeros_survives_int8(ranker):
@@ -190,7 +223,7 @@ def test_opening_reads_no_row(ranker, tmp_path):
     LinkIndex.build(ranker("LIME-MHA").float32).save(path)
     opened = LinkIndex.open(path)
     with path.open("r+b") as file:
-        file.seek(-3 * 4, 2)  # the last row: r = 3 float32
+        file.seek(-2 * 3 * 4, 2)  # the last item's row of r = 3 float32
         file.write(np.array([7, 8, 9], np.float32).tobytes())
     assert opened[torch.tensor(29)].tolist() == [7, 8, 9]
 
@@ -241,8 +274,8 @@ def test_unknown_items_are_named(ranker, draw_request, dtype):
     )  # fmt: skip
     for item, named in [
         ([1, 0, 17, 1], r"\[1, 17\] are"),
-        ([0, 25, -1], r"\[-1, 25\] are"),
-        (list(range(20)), r"\[19\] are"),
+        ([0, 25, -2], r"\[-2, 25\] are"),
+        (list(range(20)), r"\[1, 3, 5, 7, 9\] and 5 more are"),
         (list(range(1, 19, 2)), r"\[1, 3, 5, 7, 9\] and 4 more are"),
     ]:
         with pytest.raises(KeyError, match=rf"items {named} not in the link index"):
@@ -277,7 +310,7 @@ def test_items_come_and_go_without_a_rebuild(ranker, dtype):
     index.require(model)
 
 
-@pytest.mark.parametrize("items", [[30], [-1], [4, 31]])
+@pytest.mark.parametrize("items", [[30], [-2], [-1], [4, 31]])
 def test_an_item_the_model_cannot_embed_is_refused(ranker, items):
     index = LinkIndex.build(ranker("LIME-MHA").float32, torch.arange(5))
     with pytest.raises(KeyError, match=r"the model embeds items 0\.\.29"):
@@ -327,6 +360,152 @@ def test_a_catalogue_that_grew_keeps_its_index(world):
         index.require(today)  # it does not know what the rows were made from
 
 
+@every_type
+def test_one_item_after_another_is_copied_and_hashed_once(make_model, hashed, dtype):
+    """Amortized: the table doubles, and only new rows' features are read."""
+    model = make_model("LIME-MHA")
+    index = LinkIndex.build(model, torch.arange(10), dtype=dtype)
+    hashed.clear()
+    places = set()
+    for item in range(10, 30):
+        index.add(model, torch.tensor([item]))
+        places.add(index.weights.data_ptr())
+    assert len(places) == 2  # room for 22 items, then for 46
+    assert hashed == [(item, item + 1) for item in range(10, 30)]
+    whole = LinkIndex.build(model, dtype=dtype)
+    assert index.version == whole.version == item_version(model, 30)
+    got, expected = index[torch.arange(-1, 30)], whole[torch.arange(-1, 30)]
+    torch.testing.assert_close(got, expected, atol=1e-2, rtol=0)
+
+
+def test_a_new_item_enters_a_live_model_and_its_index(make_model, hashed):
+    model = make_model("LIME-MHA")
+    index = LinkIndex.build(model)
+    hashed.clear()
+    new = model.embeddings.items.values.add([77, 78], sparse={"topic": [1, 2]})
+    index.require(model)  # rows behind the index's are nothing to it
+    assert not hashed
+    with pytest.raises(KeyError, match=r"items \[30, 31\] are not"):
+        index[new]
+    index.add(model, new)
+    torch.testing.assert_close(index[new], weights_of(model, new))
+    assert hashed == [(30, 32)]
+    index.require(model)
+
+
+def test_features_of_items_past_the_index_make_no_row_stale(make_model):
+    model = make_model("LIME-MHA")
+    index = LinkIndex.build(model, torch.arange(5))
+    model.embeddings.items.values.replace([7], sparse={"topic": [0]})
+    index.require(model)
+    model.embeddings.items.values.replace([4], sparse={"topic": [0]})
+    with pytest.raises(ValueError, match="stale"):
+        index.require(model)
+
+
+@every_type
+def test_an_index_moves_to_another_device(make_model, dtype):
+    """On a device nothing waits, so what is not there is NaN instead of an error."""
+    model = make_model("LIME-MHA")
+    index = LinkIndex.build(model, torch.arange(9), dtype=dtype)
+    index.add(model, torch.tensor([11]))  # and has room for more
+    assert index.to("cpu") is index
+    device = "cuda" if torch.cuda.is_available() else "meta"
+    moved = index.to(device)
+    assert moved.device.type == device and len(moved) == 12
+    got = moved[torch.tensor([[3, 10], [-1, 99]], device=device)]
+    assert got.shape == (2, 2, 3) and got.device.type == device
+    table = index._table.trimmed("cpu")  # what moves
+    rows = table.of(torch.tensor([3, 11, -1, 9, 10, 12, 13, 99, -2]))
+    missing = rows.isnan().any(-1).tolist()
+    assert missing == 3 * [False] + 6 * [True]
+    assert torch.equal(rows[:3], index[torch.tensor([3, 11, -1])])
+
+
+@every_type
+def test_rows_of_the_index_are_read_as_its_weights_are(ranker, draw_request, dtype):
+    """What a GPU is given: the table, and who reads which row of it."""
+    model, request = ranker("LIME-MHA").float32, draw_request(2, b=2, n=6, m=5)
+    index = LinkIndex.build(model, torch.arange(29), dtype=dtype)
+    known = model.encode_request(request)
+    items = request.candidates.clamp(max=28)
+    items[0, 0] = -1
+
+    def scores(code):
+        return model.fuse(model.encode_items(items, code), known)
+
+    looked_up = scores(index[items].float())
+    torch.testing.assert_close(scores(index.rows(items)), looked_up)
+    items[1, 2:4] = torch.tensor([29, -1])  # one that is not there; embedded it can be
+    missing = scores(index.rows(items)).isnan()
+    assert missing.nonzero().tolist() == [[1, 2]]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@every_type
+def test_on_a_gpu_scores_come_from_an_index_on_the_gpu(make_model, draw_request, dtype):
+    model, request = make_model("LIME-MHA"), draw_request(2, b=2, n=6, m=5)
+    index = LinkIndex.build(model, dtype=dtype)
+    expected = links(model, request, index, micro_batch=2)
+    model.to("cuda")
+    scores = links(model, request.to("cuda"), index.to("cuda"), micro_batch=2)
+    torch.testing.assert_close(scores.cpu(), expected, atol=1e-3, rtol=1e-3)
+
+
+@every_type
+def test_readers_see_whole_rows_while_others_add_and_remove(make_model, dtype):
+    """Eight threads, told to take turns at every chance."""
+    model = make_model("LIME-MHA")
+    right = LinkIndex.build(model, dtype=dtype)[torch.arange(30)]
+    index = LinkIndex.build(model, torch.arange(5), dtype=dtype)
+    wrong, errors, stop = [], [], threading.Event()
+
+    def read(seed):
+        rng = torch.Generator().manual_seed(seed)
+        try:
+            while not stop.is_set():
+                items = torch.randint(30, (6,), generator=rng)
+                try:
+                    got = index[items]
+                except KeyError:
+                    continue
+                index.require(model)
+                # Rows are made in batches of any size, which rounds otherwise.
+                if not torch.allclose(got.float(), right[items].float(), atol=1e-2):
+                    wrong.append(items)
+        except Exception as error:
+            errors.append(error)
+
+    def write(first):
+        try:
+            for item in range(first, 30, 2):
+                index.add(model, torch.tensor([item]))
+                for _ in range(3):
+                    index.remove(torch.tensor([first]))
+                    index.add(model, torch.tensor([first]))
+        except Exception as error:
+            errors.append(error)
+
+    readers = [threading.Thread(target=read, args=(k,)) for k in range(6)]
+    writers = [threading.Thread(target=write, args=(k,)) for k in (3, 4)]
+    before = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(1e-6)
+        for thread in readers + writers:
+            thread.start()
+        for thread in writers:
+            thread.join()
+        stop.set()
+        for thread in readers:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not errors and not wrong
+    torch.testing.assert_close(
+        index[torch.arange(30)].float(), right.float(), atol=1e-2, rtol=0
+    )
+
+
 # Staleness.
 
 
@@ -341,10 +520,8 @@ def one_weight(model, name):
     dict(model.named_parameters())[name].view(-1)[-1] += 1
 
 
-@torch.no_grad()
 def an_item_s_feature(model):
-    topic = model.embeddings.items.value_topic
-    topic[7] = topic[topic != topic[7]][0]
+    model.embeddings.items.values.replace([7], sparse={"topic": [0]})
 
 
 def another_phi(model):
@@ -393,28 +570,164 @@ def test_what_no_row_reads_makes_no_row_stale(make_model, draw_request, name):
     model, request = make_model("LIME-MHA"), draw_request(0, b=1, n=3, m=2)
     index = LinkIndex.build(model)
     before = links(model, request, index, micro_batch=2)
-    one_weight(model, name)
+    with torch.no_grad():
+        dict(model.named_parameters())[name].mul_(1.5)
     after = links(model, request, index, micro_batch=2)
     assert not torch.equal(after, before)
     torch.testing.assert_close(after, naive(model, request))
 
 
-def test_the_hash_is_taken_again_only_after_a_change(make_model, monkeypatch):
-    model, taken = make_model("LIME-MHA"), []
+@pytest.fixture
+def hashed(monkeypatch):
+    """What was hashed: "weights", or the (first, end) items whose features were."""
+    taken = []
+
+    def weights(model):
+        taken.append("weights")
+        return item_weights(model)
+
+    def features(digest, model, first, end):
+        taken.append((first, end))
+        read_features(digest, model, first, end)
+
+    item_weights, read_features = link_index._item_weights, link_index._read_features
+    monkeypatch.setattr(link_index, "_item_weights", weights)
+    monkeypatch.setattr(link_index, "_read_features", features)
+    return taken
+
+
+def test_the_hash_is_taken_again_only_after_a_change(make_model, hashed):
+    model = make_model("LIME-MHA")
     index = LinkIndex.build(model)
-    monkeypatch.setattr(
-        "recsys_edu.scoring.link_index.item_version",
-        lambda *args: taken.append(args) or item_version(*args),
-    )
+    hashed.clear()
     for _ in range(3):
         index.require(model)
-    assert len(taken) == 1
+    assert not hashed
     model.load_state_dict(copy.deepcopy(model.state_dict()))  # the same, written anew
     index.require(model)
     index.require(model)
-    assert len(taken) == 2
-    index.require(copy.deepcopy(model))  # another model with the same weights
-    assert len(taken) == 3
+    assert hashed == [(0, 30), "weights"]
+    other = copy.deepcopy(model)  # another model with the same weights
+    for _ in range(3):
+        index.require(other)
+        index.require(model)
+    assert hashed.count("weights") == 2
+
+
+def test_a_given_phi_is_seen_to_change(make_model):
+    """No weight moves: PyTorch's counters say nothing about it."""
+    model = make_model("LIME-MHA")
+    index = LinkIndex.build(model)
+    index.require(model)
+    model.encoder.phi = "identity"
+    with pytest.raises(ValueError, match="stale"):
+        index.require(model)
+
+
+def test_an_address_that_is_used_again_is_another_tensor(make_model):
+    """`.data =` moves no counter, and memory that was freed is given out again."""
+    model = make_model("LIME-MHA")
+    index = LinkIndex.build(model)
+    weight = model.encoder.item_query.weight
+    place = weight.data_ptr()
+    for _ in range(1000):  # until the allocator gives the first address again
+        weight.data = torch.rand_like(weight)
+        if weight.data_ptr() == place:
+            break
+    with pytest.raises(ValueError, match="stale"):
+        index.require(model)
+
+
+def test_no_model_is_kept_alive(make_model):
+    model = make_model("LIME-MHA")
+    index = LinkIndex.build(model)
+    index.require(model)
+    gone = weakref.ref(model.embeddings.items.table_topic.weight)
+    del model
+    gc.collect()
+    assert gone() is None
+    index.require(make_model("LIME-MHA"))  # of the same seed
+
+
+def test_a_model_made_in_inference_mode_is_indexed(make_model, draw_request):
+    """Its weights have no counter, so that they are hashed at every request."""
+    request = draw_request(0, b=1, n=3, m=4)
+    with torch.inference_mode():
+        model = make_model("LIME-MHA")
+        index = LinkIndex.build(model, torch.arange(9))
+    index.add(model, torch.arange(9, 30))  # outside of it
+    with torch.no_grad():
+        scores = links(model, request, index, micro_batch=2)
+        torch.testing.assert_close(scores, naive(model, request))
+    with torch.inference_mode():
+        model.encoder.links.mul_(2)
+    with pytest.raises(ValueError, match="stale"):
+        links(model, request, index, micro_batch=2)
+
+
+def test_autocast_makes_no_other_index(ranker):
+    model = ranker("LIME-MHA").float32
+    index = LinkIndex.build(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = LinkIndex.build(model)
+    assert torch.equal(again.weights, index.weights)
+
+
+def test_weights_that_change_while_rows_are_made_spoil_none(make_model, monkeypatch):
+    """The rows of the first batch are written, those of the second refused."""
+    model, made = make_model("LIME-MHA"), []
+    index = LinkIndex.build(model, torch.arange(10))
+    before = index[torch.arange(10)]
+    compute = link_index._weights_of
+
+    def weights_of(model, items):
+        weights = compute(model, items)
+        if made:
+            one_weight(model, "encoder.links")
+        made.append(items)
+        return weights
+
+    monkeypatch.setattr(link_index, "_weights_of", weights_of)
+    with pytest.raises(ValueError, match="stale"):
+        index.add(model, torch.arange(10, 20), batch_size=5)
+    assert len(made) == 2 and len(index) == 10
+    assert torch.equal(index[torch.arange(10)], before)
+
+
+def test_an_add_that_failed_left_nothing(make_model, monkeypatch):
+    """Rows that were written behind the end are none when the end has moved."""
+    model = make_model("LIME-MHA")
+    index, compute = LinkIndex.build(model, torch.arange(10)), link_index._weights_of
+    index.add(model, torch.tensor([10]))  # there is room now
+
+    def fails_at_the_second_batch(model, items):
+        if items[0] > 11:
+            raise KeyboardInterrupt
+        return compute(model, items)
+
+    monkeypatch.setattr(link_index, "_weights_of", fails_at_the_second_batch)
+    with pytest.raises(KeyboardInterrupt):
+        index.add(model, torch.tensor([11, 12]), batch_size=1)
+    monkeypatch.undo()
+    assert len(index) == 11
+    index.add(model, torch.tensor([13]))
+    with pytest.raises(KeyError, match=r"items \[11, 12\] are not"):
+        index[torch.arange(14)]
+
+
+@pytest.mark.parametrize("use", [LinkIndex.build, "add", "links"])
+def test_a_model_in_training_is_refused(make_model, draw_request, use):
+    model = make_model("LIME-MHA")
+    index = LinkIndex.build(model)
+    # Of the ranker's other parts the index knows nothing, the strategy does.
+    (model.top if use == "links" else model.encoder).train()
+    with pytest.raises(ValueError, match=r"call model.eval\(\) first"):
+        if use == "add":
+            index.add(model, torch.tensor([3]))
+        elif use == "links":
+            links(model, draw_request(0, 1, 3, 2), index, micro_batch=2)
+        else:
+            use(model)
 
 
 @pytest.mark.parametrize("name", ["DIN", "append-cross", "naive"])
@@ -435,19 +748,4 @@ def test_a_micro_batch_of_no_candidate_is_refused(ranker, draw_request, micro_ba
             draw_request(0, 1, 3, 2),
             LinkIndex.build(model),
             micro_batch=micro_batch,
-        )
-
-
-def test_the_cache_of_another_model_is_refused(ranker, make_model, draw_request):
-    model, cache = (
-        ranker("LIME-MHA").float32,
-        UserCache(make_model("LIME-MHA"), max_bytes=10**6),
-    )
-    with pytest.raises(ValueError, match="another model encoded"):
-        links(
-            model,
-            draw_request(0, 1, 3, 2),
-            LinkIndex.build(model),
-            micro_batch=2,
-            cache=cache,
         )

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recsys_edu.batch import Request
 from recsys_edu.encoders.single_pass import SinglePassEncoder
 from recsys_edu.scoring.strategies import amortized, naive, single_pass
 from recsys_edu.scoring.user_cache import UserCache
@@ -29,7 +30,7 @@ SHAPES = st.fixed_dictionaries(
 )
 SEEDS = st.integers(0, 999)
 every_model = pytest.mark.parametrize("name", MODELS)
-few = settings(max_examples=12, deadline=None)
+few = settings(max_examples=6, deadline=None)
 
 
 def scored_one_by_one(model, request, unpadded):
@@ -108,7 +109,8 @@ def test_cached_scores_are_the_naive_ones(
     def twice(model):
         cache = UserCache(model, max_bytes=10**6)
         first, second = (
-            amortized(model, request, micro_batch=2, cache=cache) for _ in range(2)
+            amortized(model, request, micro_batch=2, encode=cache.encode_request)
+            for _ in range(2)
         )
         assert cache.outcomes == {"new user": 1, "hit": 1}
         return torch.cat([first, second])
@@ -165,11 +167,64 @@ def test_a_micro_batch_of_no_candidate_is_refused(ranker, draw_request, micro_ba
         amortized(ranker("DIN").float32, request, micro_batch=micro_batch)
 
 
-def test_the_cache_of_another_model_is_refused(ranker, make_model, draw_request):
-    request, name = draw_request(0, b=1, n=3, m=2), "append-cross, causal"
-    cache = UserCache(make_model(name), max_bytes=10**6)
-    with pytest.raises(ValueError, match="another model encoded"):
-        amortized(ranker(name).float32, request, micro_batch=2, cache=cache)
+FORMS = {
+    "naive": naive,
+    "amortized": lambda model, request: amortized(model, request, micro_batch=2),
+    "single pass": single_pass,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("part", ["all of it", "one dropout"])
+def test_a_model_in_training_is_refused(make_model, draw_request, form, part):
+    model, request = make_model("append-causal"), draw_request(0, b=1, n=3, m=2)
+    (model if part == "all of it" else model.encoder.blocks[0].dropout).train()
+    with pytest.raises(
+        ValueError, match=r"in training mode.*call model.eval\(\) first"
+    ):
+        FORMS[form](model, request)
+    model.eval()
+    FORMS[form](model, request)
+
+
+@pytest.mark.parametrize("name", ["append-causal", "HSTU", "LIME-MHA", "concat"])
+@few
+@given(size=SIZES, shape=SHAPES, seed=SEEDS)
+def test_what_is_not_shown_scores_minus_infinity(
+    ranker, draw_request, assert_same, name, size, shape, seed
+):
+    """Exactly, in every form, whatever stands there; the others score as they do."""
+    request = draw_request(seed, **shape)
+    hidden = torch.rand(shape["b"], shape["m"]) < 0.4
+    nonsense = request.candidates.masked_fill(hidden, 10**9)
+    some = replace(request, candidates=nonsense, shown=~hidden)
+    forms = dict(FORMS)
+    if name not in ONE_SEQUENCE:
+        del forms["single pass"]
+    for label, form in forms.items():
+        if label == "single pass":  # embeds all candidates as they are
+            some = replace(some, candidates=request.candidates)
+        got = form(ranker(name, size).float32, some)
+        assert torch.equal(got.isneginf(), hidden) and not got.isnan().any()
+        assert_same(
+            lambda model, form=form, some=some: form(model, some).masked_fill(
+                hidden, 0
+            ),
+            lambda model: naive(model, request).masked_fill(hidden, 0),
+            ranker(name, size),
+        )
+
+
+def test_requests_of_different_m_share_a_batch(ranker, draw_request):
+    model = ranker("append-causal").float32
+    parts = [draw_request(m, b=1, n=m, m=m, full=True) for m in (3, 1, 0, 5)]
+    scores = amortized(model, Request.stack(parts), micro_batch=2)
+    assert scores.shape == (4, 5)
+    for row, part in zip(scores, parts, strict=True):
+        m = part.candidates.shape[1]
+        alone = naive(model, part)[0]
+        torch.testing.assert_close(row[:m], alone)
+        assert row[m:].isneginf().all()
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -221,15 +276,15 @@ def test_in_bfloat16_no_form_errs_twice_as_much_as_naive(
         return (scores.double() - exact).square().mean().sqrt()
 
     def cached(model, request):
-        cache, scores = UserCache(model, max_bytes=10**7), []
+        encode, scores = UserCache(model, max_bytes=10**7).encode_request, []
         for b in range(len(request.user)):
             history = request.history.map(lambda t, b=b: t[b : b + 1])
             keep = history.mask[0].nonzero()[:, 0]
             short = history.map(lambda t, keep=keep: t[:, keep[: len(keep) // 2]])
             row = request[b : b + 1]
             # Half of the history first, so that the rest extends it where it can.
-            amortized(model, replace(row, history=short), micro_batch=9, cache=cache)
-            scores.append(amortized(model, row, micro_batch=9, cache=cache))
+            amortized(model, replace(row, history=short), micro_batch=9, encode=encode)
+            scores.append(amortized(model, row, micro_batch=9, encode=encode))
         return torch.cat(scores)
 
     forms = {
