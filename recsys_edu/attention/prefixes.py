@@ -7,7 +7,7 @@ and the part of one more, and what a chunk gives is computed once for all reader
     chunk c      read_c, lse_c                                 C keys become one
     reader m     chunks 0 .. n_m // C - 1, and n_m % C keys    at most N / C + C keys
 
-That is O(r N d) for the chunks and, with C near sqrt(N), O(r sqrt(N) d) a reader. A sum
+That is O(r N d) for the chunks and, with C = 2 sqrt(N), O(r sqrt(N) d) a reader. A sum
 over a prefix is the difference of no two others, so that nothing cancels, and a softmax
 takes its maximum over what its reader reads, so that no later key drowns an early one.
 """
@@ -46,10 +46,12 @@ def attend_prefixes(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
         # [B, K, heads, r, C] and [B, K, heads, C, dh]
         scores, v = scores.movedim(2, -1), v.transpose(2, 3)
         lse, read = scores.logsumexp(-1), scores.softmax(-1) @ v
-        whole = lse.movedim(1, -1).unsqueeze(1).expand(-1, seen.shape[1], -1, -1, -1)
-        weights = torch.cat([whole, chunks.started(scores)], dim=-1)
-        hidden = ~torch.cat([chunks.is_whole, chunks.is_read], dim=-1)  # [B, M, K + C]
-        weights = weights.masked_fill_(hidden[:, :, None, None], float("-inf"))
+        whole = lse.movedim(1, -1).unsqueeze(1).expand(-1, lse.shape[1], -1, -1, -1)
+        # Of each chunk: what all chunks score as one key, and its own keys' scores.
+        weights = chunks.started(torch.cat([whole, scores], dim=-1))
+        read_by = torch.cat([chunks.is_whole, chunks.is_read], dim=-1)  # [B, M, K + C]
+        hidden = scores.new_zeros(read_by.shape).masked_fill(~read_by, float("-inf"))
+        weights += hidden[:, :, None, None]  # adding has no backward pass to pay for
         weights = weights.softmax(-1)  # [B, M, heads, r, K + C]
         whole, part = weights.split([lse.shape[1], chunks.size], dim=-1)
         # [B, heads, r, M, K] @ [B, heads, r, K, dh]
@@ -97,7 +99,7 @@ class _Chunks:
 
     @classmethod
     def of(cls, seen: Tensor, n: int) -> _Chunks:
-        size = max(isqrt(n), 1)
+        size = max(2 * isqrt(n), 1)  # few keys a reader, and products not too small
         chunk = torch.arange(max(-(-n // size), 1), device=seen.device)
         key = torch.arange(size, device=seen.device)
         whole, part = seen // size, seen % size
