@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recsys_edu.data.coding import UNKNOWN
 from recsys_edu.data.interactions import Histories, InteractionLog
 from recsys_edu.tree import TensorTree
 
@@ -101,6 +102,16 @@ class Request(TensorTree):
         for name, tensor in (("user", self.user), ("candidates", self.candidates)):
             if tensor.dtype not in (torch.int64, torch.int32):
                 raise ValueError(f"{name} is {tensor.dtype}: an index is an int64")
+
+    @property
+    def items(self) -> Tensor:
+        """[B, M] the candidates, and UNKNOWN where none is shown, whatever is there.
+
+        All of them can be embedded, and are in every link index.
+        """
+        if self.shown is None:
+            return self.candidates
+        return self.candidates.where(self.shown, UNKNOWN)
 
     @classmethod
     def stack(cls, requests: Sequence[Request]) -> Request:

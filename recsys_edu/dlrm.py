@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from recsys_edu.batch import Request, hide
 from recsys_edu.door import Unknown, request_of
 from recsys_edu.embeddings import Embeddings
-from recsys_edu.encoders.base import Events, HistoryCode, HistoryEncoder, ItemCode
+from recsys_edu.encoders.base import Code, Events, HistoryEncoder
 from recsys_edu.tree import TensorTree
 
 
@@ -55,7 +55,7 @@ class ItemSide(TensorTree):
 
     vectors: Tensor  # [..., S_t, d]
     share: Tensor  # [..., H] of the top MLP's first layer
-    code: ItemCode  # the encoder's
+    code: Code  # the encoder's
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class RequestSide(TensorTree):
 
     vectors: Tensor  # [B, S_u, d]
     share: Tensor  # [B, H] of the top MLP's first layer
-    code: HistoryCode  # the encoder's
+    code: Code  # the encoder's
 
 
 class DLRM(nn.Module):
@@ -172,7 +172,7 @@ class DLRM(nn.Module):
             unknown=unknown,
         )
 
-    def encode_items(self, item: Tensor, code: ItemCode = None) -> ItemSide:
+    def encode_items(self, item: Tensor, code: Code | None = None) -> ItemSide:
         """Item clock: item indices [...] -> vectors, share and the encoder's code.
 
         Args:
@@ -206,9 +206,7 @@ class DLRM(nn.Module):
             now=request.timestamp,
         )
 
-    def encode_request(
-        self, request: Request, code: HistoryCode | None = None
-    ) -> RequestSide:
+    def encode_request(self, request: Request, code: Code | None = None) -> RequestSide:
         """Request clock: users and histories; the candidates are not read.
 
         Args:
@@ -240,6 +238,6 @@ class DLRM(nn.Module):
     def forward(self, request: Request) -> Tensor:
         """Logits [B, M] of ``request.candidates``; their sigmoids are probabilities."""
         scores = self.fuse(
-            self.encode_items(request.candidates), self.encode_request(request)
+            self.encode_items(request.items), self.encode_request(request)
         )
         return hide(scores, request.shown)

@@ -240,8 +240,14 @@ class LinkIndex:
         No look-up there waits for the device, so none can refuse an item: the weights
         of one that is not in the index are NaN, and so are its scores.
         """
-        if torch.device(device) == self.device:
-            return self
+        return self if torch.device(device) == self.device else self._copied_to(device)
+
+    @torch.inference_mode(False)
+    def __deepcopy__(self, memo: dict) -> LinkIndex:
+        """The index as it is now, in memory of its own."""
+        return self._copied_to(self.device)
+
+    def _copied_to(self, device: torch.device | str) -> LinkIndex:
         with self._lock:
             table = self._table.trimmed(device)
             other = LinkIndex(table.weights, table.scale, table.version)

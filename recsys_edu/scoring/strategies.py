@@ -14,17 +14,16 @@ import torch
 from torch import Tensor
 
 from recsys_edu.batch import Request, hide
-from recsys_edu.data import UNKNOWN
 from recsys_edu.dlrm import DLRM, RequestSide
 from recsys_edu.encoders.single_pass import OneSequence, SinglePassEncoder
 from recsys_edu.scoring.link_index import LinkIndex
+from recsys_edu.scoring.user_cache import UserCache
 from recsys_edu.scoring.versions import require_eval
 
 Encode = Callable[[Request], RequestSide]
 """An encoder of requests: ``model.encode_request``, or a cache's of the same model.
 
-What it returns means nothing to another model. Take both from one place, so that they
-cannot part: ``amortized(cache.model, request, encode=cache.encode_request, ...)``.
+What it returns means nothing to another model; a cache of one is refused.
 """
 
 
@@ -55,10 +54,11 @@ def amortized(
         encode: encodes requests; None for the model itself.
 
     Raises:
-        ValueError: ``micro_batch`` is less than 1; the model is in training mode.
+        ValueError: ``micro_batch`` is less than 1; the model is in training mode;
+            ``encode`` is of a cache of another model.
     """
     require_eval(model)
-    known = (encode or model.encode_request)(request)  # request clock, once
+    known = _encoder(model, encode)(request)  # request clock, once
     scores = [
         model.fuse(model.encode_items(part.candidates), known)
         for part in micro_batches(request, micro_batch)
@@ -106,12 +106,12 @@ def links(
         KeyError: candidates are not in an index on the CPU; the message names the first
             few. One on a device cannot look without waiting: their scores are NaN.
         ValueError: ``micro_batch`` is less than 1; the model is in training mode; the
-            index was made by other weights.
+            index was made by other weights, the cache is of another model.
     """
     require_eval(model)
     index.require(model)
     dtype, on_cpu = model.encoder.links.dtype, index.device.type == "cpu"
-    known = (encode or model.encode_request)(request)
+    known = _encoder(model, encode)(request)
     scores = []
     for part in micro_batches(request, micro_batch):
         items = part.candidates
@@ -120,22 +120,28 @@ def links(
     return hide(torch.cat(scores, dim=1), request.shown)
 
 
+def _encoder(model: DLRM, encode: Encode | None) -> Encode:
+    """What encodes the requests of a strategy.
+
+    Raises:
+        ValueError: it is a cache of another model.
+    """
+    cache = getattr(encode, "__self__", None)
+    if isinstance(cache, UserCache) and cache.model is not model:
+        raise ValueError("the cache holds histories that another model encoded")
+    return encode or model.encode_request
+
+
 def micro_batches(request: Request, size: int) -> list[Request]:
     """The same request with ``size`` of its M candidates at a time.
-
-    Where none is shown, the candidate is the unknown one, whatever stood there: it can
-    be embedded and is in every index, and its score is hidden.
 
     Raises:
         ValueError: ``size`` is less than 1.
     """
     if size < 1:
         raise ValueError(f"micro_batch is {size}; it must be 1 or more")
+    candidates = request.items.split(size, dim=1)
     if request.shown is None:
-        parts = request.candidates.split(size, dim=1)
-        return [replace(request, candidates=part) for part in parts]
-    candidates = request.candidates.where(request.shown, UNKNOWN)
-    parts = zip(
-        candidates.split(size, 1), request.shown.split(size, dim=1), strict=True
-    )
+        return [replace(request, candidates=part) for part in candidates]
+    parts = zip(candidates, request.shown.split(size, dim=1), strict=True)
     return [replace(request, candidates=part, shown=shown) for part, shown in parts]

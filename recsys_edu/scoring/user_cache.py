@@ -20,7 +20,7 @@ from torch import Tensor
 from recsys_edu.batch import History, Request, at_the_end
 from recsys_edu.cost import nbytes
 from recsys_edu.dlrm import DLRM, RequestSide
-from recsys_edu.encoders.base import CannotExtend, HistoryCode
+from recsys_edu.encoders.base import CannotExtend, Code
 from recsys_edu.scoring.versions import (
     Watch,
     require_eval,
@@ -33,7 +33,7 @@ TRIES = 3
 """Encodings of one request before weights that move meanwhile are an error."""
 
 
-def grow(model: DLRM, code: HistoryCode, request: Request, known: int) -> HistoryCode:
+def grow(model: DLRM, code: Code, request: Request, known: int) -> Code:
     """Request clock: the code of the request's history, from that of its first events.
 
     Equals ``model.encode_request(request).code`` at the price of the new events.
@@ -63,7 +63,7 @@ class _Entry:
 
     version: Hashable
     events: tuple[Tensor, ...]  # [N] items, actions and times: the history's version
-    code: HistoryCode
+    code: Code
     bytes: int
 
 

@@ -749,3 +749,13 @@ def test_a_micro_batch_of_no_candidate_is_refused(ranker, draw_request, micro_ba
             LinkIndex.build(model),
             micro_batch=micro_batch,
         )
+
+
+def test_a_copy_of_an_index_is_another_index(ranker):
+    model = ranker("LIME-MHA").float32
+    index = LinkIndex.build(model)
+    other, before = copy.deepcopy(index), index.weights.clone()
+    other.require(model)
+    other.weights[:] = 0
+    other.remove(torch.tensor([3]))
+    assert torch.equal(index.weights, before)

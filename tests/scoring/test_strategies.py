@@ -7,6 +7,7 @@ that of bfloat16 stands where it is used.
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 
 from recsys_edu.batch import Request
 from recsys_edu.encoders.single_pass import SinglePassEncoder
-from recsys_edu.scoring.strategies import amortized, naive, single_pass
+from recsys_edu.scoring.link_index import LinkIndex
+from recsys_edu.scoring.strategies import amortized, links, naive, single_pass
 from recsys_edu.scoring.user_cache import UserCache
 
 ONE_SEQUENCE = ["append-causal", "append-cross", "append-cross, causal", "HSTU"]
@@ -306,3 +308,26 @@ def test_nothing_is_left_over_from_another_request(ranker, draw_request, name):
     first = amortized(model, request, micro_batch=2)
     amortized(model, other, micro_batch=3)
     assert torch.equal(amortized(model, request, micro_batch=2), first)
+
+
+@torch.no_grad()
+def test_the_cache_of_another_model_is_refused(ranker, draw_request):
+    """Of the same weights too: which of the two is served must be said once."""
+    model = ranker("LIME-MHA").float32
+    cache = UserCache(copy.deepcopy(model), max_bytes=10**6)
+    request, index = draw_request(0, 1, 5, 3), LinkIndex.build(model)
+    for strategy in (amortized, partial(links, index=index)):
+        with pytest.raises(ValueError, match="that another model encoded"):
+            strategy(model, request, micro_batch=2, encode=cache.encode_request)
+        strategy(model, request, micro_batch=2, encode=model.encode_request)
+
+
+@torch.no_grad()
+def test_what_stands_where_nothing_is_shown_is_never_embedded(ranker, draw_request):
+    model, request = ranker("append-cross, causal").float32, draw_request(0, 1, 5, 3)
+    shown = torch.tensor([[True, False, True]])
+    garbage = request.candidates.where(shown, 10**9)
+    hidden = replace(request, candidates=garbage, shown=shown)
+    for scores in (model(hidden), single_pass(model, hidden)):
+        torch.testing.assert_close(scores[shown], model(request)[shown])
+        assert scores[0, 1] == -torch.inf
