@@ -15,6 +15,7 @@ def in_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def autocast_off(like: Tensor) -> AbstractContextManager:
     """A stretch in which ``torch.autocast`` takes no product back to 16 bits."""
-    if torch.is_autocast_enabled(like.device.type):
-        return torch.autocast(like.device.type, enabled=False)
+    kind = like.device.type  # "meta", where work is counted, has no autocast
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
     return nullcontext()  # entering the other takes as long as a small product

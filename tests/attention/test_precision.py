@@ -89,3 +89,8 @@ def test_what_is_written_in_place_is_nobody_else_s():
             attend_pointwise(q, k, v, mask, 3, bias)
             for now, was in zip(tensors, before, strict=True):
                 assert torch.equal(now, was)
+
+
+def test_where_work_is_counted_there_is_no_autocast_to_switch_off():
+    q = torch.empty(1, 2, 3, 4, device="meta")
+    assert attend_pointwise(q, q, q, None, 1).shape == q.shape
