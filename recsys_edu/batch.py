@@ -183,6 +183,9 @@ def pad_histories(
         histories: the ragged events.
         start, end: [B] ranges of events, as in ``histories.start`` and ``.end``.
         max_events: the most recent events to keep, >= 0.
+
+    Raises:
+        ValueError: ``max_events`` is negative.
     """
     if max_events < 0:
         raise ValueError(f"max_events is {max_events}; it must be 0 or more")

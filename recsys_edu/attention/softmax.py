@@ -30,7 +30,8 @@ def attend(
         k, v: [B, heads, K, dh].
         mask: broadcasts to [B, heads, Q, K], True where q may read k; None for all.
         causal: query i reads keys 0 .. i, where Q = K. No mask is made for it, and
-            half of the pairs is never computed.
+            blocks of keys that none of a block of queries reads are left out: nearly
+            half of all pairs, where there are many blocks.
     """
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 

@@ -68,7 +68,7 @@ class LinkRows(TensorTree):
     """
 
     weights: Tensor  # [I, r] of a float type, or int8
-    item: Tensor  # [B, M] int64 rows; that they are there is checked by the index
+    item: Tensor  # [B, M] int64 rows of it; one of NaN for items it does not hold
     scale: Tensor | None = None  # [I] float32, what a row of an int8 table is times
 
     def __getitem__(self, index: Any) -> LinkRows:

@@ -4,7 +4,8 @@ Three parts:
 
 - ``amortization``: naive over amortized, the whole ranker, at N = 256, M = 512;
 - ``clocks``: the request and the candidate clock at N = 1024, M = 4096, as a fraction
-  of the matrix product's speed on the same machine, and what takes the time;
+  of the matrix product's speed on the same machine, and what takes the time. FLOPs are
+  those of the plain form: what a kernel leaves out of a causal history counts as done;
 - ``memory``: what 32,768 candidates at N = 1024 add to the model's own, in
   micro-batches.
 

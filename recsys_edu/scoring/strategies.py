@@ -58,7 +58,7 @@ def amortized(
             ``encode`` is of a cache of another model.
     """
     require_eval(model)
-    known = _encoder(model, encode)(request)  # request clock, once
+    known = encoder_of(model, encode)(request)  # request clock, once
     scores = [
         model.fuse(model.encode_items(part.candidates), known)
         for part in micro_batches(request, micro_batch)
@@ -111,7 +111,7 @@ def links(
     require_eval(model)
     index.require(model)
     dtype, on_cpu = model.encoder.links.dtype, index.device.type == "cpu"
-    known = _encoder(model, encode)(request)
+    known = encoder_of(model, encode)(request)
     scores = []
     for part in micro_batches(request, micro_batch):
         items = part.candidates
@@ -120,8 +120,8 @@ def links(
     return hide(torch.cat(scores, dim=1), request.shown)
 
 
-def _encoder(model: DLRM, encode: Encode | None) -> Encode:
-    """What encodes the requests of a strategy.
+def encoder_of(model: DLRM, encode: Encode | None) -> Encode:
+    """What encodes a strategy's requests: ``encode``, or else the model itself.
 
     Raises:
         ValueError: it is a cache of another model.

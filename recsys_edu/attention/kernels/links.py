@@ -21,9 +21,10 @@ def fuse_links(
     it. The kernel multiplies a block of rows as it gathers them. It is for serving: it
     passes no gradient, and "auto" takes the reference where one is asked for.
 
-    **Whether an item is in the index is the caller's to check**, before the ids go to
-    the GPU, say, as :class:`~recsys_edu.scoring.link_index.LinkIndex` does. What comes
-    of an id outside of the table is undefined; a row that holds no item gives NaN.
+    **That a row is in the table is the caller's to see to**, as
+    :class:`~recsys_edu.scoring.link_index.LinkIndex` does, which has a row of NaN for
+    items that it does not hold. What comes of a number outside of the table is
+    undefined.
 
     **Bytes**: :func:`~recsys_edu.cost.kernels.fuse_links_cost`.
 
