@@ -47,7 +47,7 @@ SIZES = {
     "append-cross extend": (4096,),
     "append-cross request, peak memory": (16_384,),
     "append-causal candidates": (1024,),
-    "HSTU request": (1024,),
+    "HSTU request": (1024, 4096, 16_384),
     "LIME-MHA request": (16_384,),
     "LIME-XOR request": (16_384,),
     "LIME-MHA training": (50,),
