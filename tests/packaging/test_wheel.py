@@ -134,7 +134,10 @@ def test_every_module_imports_alone_and_offline(python: Path) -> None:
     names = [".".join(path.with_suffix("").parts) for path in modules]
     script = f"""
 import importlib, json, os, sys, traceback
-import torch  # once: every child inherits it
+# Once: every child inherits what the package takes from others.
+import IPython.display, matplotlib.pyplot, pandas, pooch, pyarrow.csv, safetensors.torch
+import scipy.stats, sklearn.metrics, torch, torch.profiler, torch.optim.swa_utils
+import torch._dynamo, torch._inductor
 
 def offline(event, args):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
