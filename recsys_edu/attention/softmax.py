@@ -91,9 +91,9 @@ def lse_is_kept(q: Tensor, k: Tensor, v: Tensor) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result
 def _fused_allowed() -> bool:
-    return torch.backends.cuda.flash_sdp_enabled()  # CPUs heed the same switch
+    """The switch that ``sdpa_kernel`` sets; a compiler cannot read it."""
+    return torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled()
 
 
 def attend_lse_fused(

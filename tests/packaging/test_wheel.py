@@ -123,6 +123,17 @@ def test_importing_the_package_imports_nothing_else(python: Path) -> None:
     assert run(python, script).split() == ["recsys_edu"]
 
 
+def test_models_are_imported_without_a_compiler_and_without_tables(
+    python: Path,
+) -> None:
+    """Each takes a second or more, and most who import a model need neither."""
+    script = (
+        "import sys, torch; import recsys_edu.artefact, recsys_edu.scoring.strategies; "
+        "print(*{'torch._dynamo', 'triton', 'pandas', 'matplotlib'} & set(sys.modules))"
+    )
+    assert run(python, script).split() == []
+
+
 def test_every_module_imports_alone_and_offline(python: Path) -> None:
     """Each in a process of its own, so that none leans on what another imported.
 
