@@ -591,7 +591,8 @@ def test_an_encoder_may_train_on_a_log_in_which_nobody_comes_back(
     log = make_log([(e, e) for e in range(60)])
     data = log, Histories.from_log(log), split_by_time(log)
     model = dlrm(log, mean_pooling)
-    fit(model, *data, replace(HISTORY, max_epochs=1, averaging=0.0), seed=0)
+    fitted = fit(model, *data, replace(HISTORY, max_epochs=1, averaging=0.0), seed=0)
+    assert len(fitted.epochs) == 1
 
 
 @pytest.mark.parametrize(
