@@ -27,7 +27,7 @@ from recsys_edu.encoders.two_tower import TwoTower
 from recsys_edu.positions import Absolute, Recency, TimeGap
 
 # A shared machine may stop for a second anywhere; a slow example is not a failure.
-settings.register_profile("no deadline", deadline=None, max_examples=40)
+settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 # name -> encoder of width d; mean pooling and DIN have no layers and no heads
