@@ -10,6 +10,7 @@ from recsys_edu.data.interactions import (
     Histories,
     InteractionLog,
     earlier_events,
+    sittings,
 )
 from recsys_edu.data.splits import (
     Split,
@@ -26,6 +27,7 @@ __all__ = [
     "InteractionLog",
     "Split",
     "earlier_events",
+    "sittings",
     "split_at_random",
     "split_by_time",
 ]

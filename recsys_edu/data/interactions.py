@@ -237,6 +237,27 @@ def earlier_events(
     return order, start, end
 
 
+def sittings(user: np.ndarray, timestamp: np.ndarray, gap: int = 1800) -> np.ndarray:
+    """Which rows a user came to in one sitting: a request number for each row, [E].
+
+    A user's rows belong together as long as no pause between them is longer than
+    ``gap`` seconds. Numbers count from 0, along users and then along time.
+
+    Args:
+        user, timestamp: [E] integers, the rows in any order.
+
+    Example:
+        >>> sittings(np.array([7, 7, 3, 7]), np.array([0, 1_800, 5, 3_601])).tolist()
+        [1, 1, 0, 2]
+    """
+    order = np.lexsort((timestamp, user))
+    new = np.diff(user[order], prepend=-1) != 0
+    new |= np.diff(timestamp[order], prepend=timestamp[order][:1]) > gap
+    number = np.empty_like(order)
+    number[order] = np.cumsum(new) - 1
+    return number
+
+
 @dataclass(frozen=True, eq=False)
 class Histories:
     """Every user's events once, and for each impression which of them came before it.

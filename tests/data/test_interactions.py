@@ -13,6 +13,7 @@ from recsys_edu.data import (
     Histories,
     InteractionLog,
     earlier_events,
+    sittings,
 )
 
 # Few users and few seconds, so that ties and repeats are the rule.
@@ -251,3 +252,17 @@ def test_bad_features_are_named(change, message):
     Features(**good)
     with pytest.raises(ValueError, match=message):
         Features(**good | change)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 60)), min_size=1))
+def test_a_sitting_is_a_run_without_a_long_pause(rows):
+    user, timestamp = np.array(rows).T
+    number = sittings(user, timestamp, gap=5)
+    for a in range(len(rows)):
+        for b in range(len(rows)):
+            apart = user[a] != user[b]
+            low, high = sorted((timestamp[a], timestamp[b]))
+            between = timestamp[(user == user[a]) & (timestamp >= low)]
+            stops = np.sort(between[between <= high])
+            together = not apart and (np.diff(stops) <= 5).all()
+            assert (number[a] == number[b]) == together
