@@ -261,15 +261,31 @@ def batches(
     max_events: int,
     generator: np.random.Generator | None = None,
 ) -> Iterator[Impressions]:
-    """Yields ``rows`` in batches, shuffled if a generator is given.
+    """Yields ``rows`` as requests, ``batch_size`` in a batch, shuffled by a generator.
 
-    The last batch holds what is left. No row is dropped and none is repeated.
+    Rows of one request of the log that share a second, and so a history, are one batch
+    row: the ``max_events`` events before them, read once, and their items as M
+    candidates. Where a log tells no requests apart, each row is one, M = 1. The last
+    batch holds what is left. No row is dropped and none is repeated.
     """
+    if log.request is None:
+        first, m = np.arange(len(rows)), np.ones(len(rows), np.int64)
+    else:
+        alike = np.stack([log.timestamp, histories.end, log.request])[:, rows]
+        order = np.lexsort(alike)
+        rows, alike = rows[order], alike[:, order]
+        new = (np.diff(alike, prepend=-1) != 0).any(0)
+        first = np.flatnonzero(new)  # [R], of each request
+        m = np.diff(first, append=len(rows))
+    order = np.arange(len(first))
     if generator is not None:
-        rows = generator.permutation(rows)
-    for first in range(0, len(rows), batch_size):
-        yield impressions_at(
-            log, histories, rows[first : first + batch_size], max_events
+        order = generator.permutation(order)
+    for begin in range(0, len(order), batch_size):
+        group = order[begin : begin + batch_size]
+        one = rows[first[group]]
+        start = np.maximum(histories.start[one], histories.end[one] - max_events)
+        yield _side_by_side(
+            log, histories, rows, first[group], m[group], start, histories.end[one]
         )
 
 
@@ -336,15 +352,41 @@ def user_batches(
     if generator is not None:
         generator.shuffle(groups)
     for group in groups:
-        column = np.arange(m[group].max())
-        real = column < m[group][:, None]  # [B, M]
-        at = rows[first[group][:, None] + np.where(real, column, 0)]
-        request = Request(
-            user=torch.from_numpy(log.user[at[:, 0]]),
-            timestamp=torch.from_numpy(log.timestamp[at]),
-            candidates=torch.from_numpy(log.item[at]),
-            history=pad_histories(histories, start[group], end[group], len(log)),
-            visible=torch.from_numpy(histories.end[at] - start[group][:, None]),
+        yield _side_by_side(
+            log, histories, rows, first[group], m[group], start[group], end[group], True
         )
-        row = torch.from_numpy(np.where(real, at, -1))
-        yield Impressions(request, torch.from_numpy(log.label[at]), row)
+
+
+def _side_by_side(
+    log: InteractionLog,
+    histories: Histories,
+    rows: np.ndarray,
+    first: np.ndarray,
+    m: np.ndarray,
+    start: np.ndarray,
+    end: np.ndarray,
+    prefixes: bool = False,
+) -> Impressions:
+    """Runs of ``rows`` as batch rows, M candidates each, padded to the longest.
+
+    Args:
+        first, m: [B] where in ``rows`` each run begins, and how many it has.
+        start, end: [B] each run's events, as in ``histories.start`` and ``.end``.
+        prefixes: each candidate reads the events before it, at a time of its own.
+    """
+    column = np.arange(m.max())
+    real = column < m[:, None]  # [B, M]
+    at = rows[first[:, None] + np.where(real, column, 0)]
+    time, visible = log.timestamp[at[:, :1]], None
+    if prefixes:
+        time = log.timestamp[at]
+        visible = torch.from_numpy(histories.end[at] - start[:, None])
+    request = Request(
+        user=torch.from_numpy(log.user[at[:, 0]]),
+        timestamp=torch.from_numpy(time),
+        candidates=torch.from_numpy(log.item[at]),
+        history=pad_histories(histories, start, end, len(log)),
+        visible=visible,
+    )
+    row = torch.from_numpy(np.where(real, at, -1))
+    return Impressions(request, torch.from_numpy(log.label[at]), row)

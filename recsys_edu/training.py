@@ -279,7 +279,10 @@ def score_rows(
 ) -> np.ndarray:
     """Click probabilities [len(rows)] of rows of the log, in order.
 
-    Puts ``model`` into eval mode and leaves it there.
+    Amortized, as a ranker serves: a history is read once for all candidates of a batch
+    row, and where there are at least as many rows as items, a :class:`DLRM` goes
+    through the catalogue once and looks its items up. Puts ``model`` into eval mode and
+    leaves it there.
 
     Args:
         batching: as in :class:`Recipe`; it decides how much history the model reads.
@@ -287,8 +290,17 @@ def score_rows(
     device = next(model.parameters()).device
     model.eval()
     probability = np.zeros(len(log), np.float32)
+    catalogue = None
+    if isinstance(model, DLRM) and len(rows) >= log.n_items:
+        catalogue = model.encode_items(torch.arange(log.n_items, device=device))
     for batch in batching(log, histories, rows):
-        scores = torch.sigmoid(model(batch.request.to(device))).float().cpu()
+        request = batch.request.to(device)
+        if catalogue is None:
+            logits = model(request)
+        else:
+            items = catalogue[request.candidates]
+            logits = model.fuse(items, model.encode_request(request))
+        scores = torch.sigmoid(logits).float().cpu()
         real = batch.row >= 0
         probability[batch.row[real].numpy()] = scores[real].numpy()
     return probability[rows]
