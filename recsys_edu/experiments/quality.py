@@ -37,8 +37,9 @@ from recsys_edu.encoders.pooling import LengthOnly, MeanPooling
 from recsys_edu.encoders.stca import STCA
 from recsys_edu.encoders.target_attention import DIN
 from recsys_edu.encoders.two_tower import TwoTower
-from recsys_edu.metrics import by_request, evaluate
+from recsys_edu.metrics import evaluate
 from recsys_edu.positions import Recency
+from recsys_edu.ranking import by_request
 from recsys_edu.training import HISTORY, NAIVE, Batching, Fit, Recipe, fit, score_rows
 
 NONE: Mapping[tuple, dict] = MappingProxyType({})
@@ -157,9 +158,7 @@ CONCAT = transformer(ConcatEncoder)
 
 MODELS: dict[str, Model] = {
     "naive DLRM": Model(NOTHING, ALONE, NAIVE.weight_decay),
-    "naive DLRM + past rate": Model(
-        NOTHING, ALONE, NAIVE.weight_decay, past_rate=True
-    ),
+    "naive DLRM + past rate": Model(NOTHING, ALONE, NAIVE.weight_decay, past_rate=True),
     "history length": Model(partial(LengthOnly, D), AMORTIZED),
     "mean pooling": Model(MeanPooling, AMORTIZED),
     "DIN": Model(partial(DIN, D), BY_REQUEST),
@@ -184,7 +183,9 @@ MODELS: dict[str, Model] = {
 }
 
 
-def past_rate(log: InteractionLog, histories: Histories, rows: np.ndarray) -> np.ndarray:
+def past_rate(
+    log: InteractionLog, histories: Histories, rows: np.ndarray
+) -> np.ndarray:
     """Each row's user's share of successes among earlier events, as log odds, [k].
 
     Less those of the log, which stand for ten events more. A constant of the request:
@@ -221,7 +222,11 @@ def assess(p: np.ndarray, task: Task) -> dict[str, float | list]:
     means = found.means()
     row = {"auc": means.auc, "auc_pairs": means.auc_pairs, "ndcg": means.ndcg}
     row |= {"mrr": means.mrr, "hit": means.hit}
-    row |= {"pooled_auc": pooled.auc, "ne": pooled.ne, "calibration": pooled.calibration}
+    row |= {
+        "pooled_auc": pooled.auc,
+        "ne": pooled.ne,
+        "calibration": pooled.calibration,
+    }
     number, first = np.unique(log.request[rows], return_index=True)
     first = rows[first[np.searchsorted(number, found.request)]]  # [R]
     bins = np.searchsorted(LENGTHS, task.histories.lengths(first), side="right") - 1
@@ -313,9 +318,7 @@ def _key(row: Mapping) -> tuple:
     return tuple(row[column] for column in KEY)
 
 
-def _run(
-    model: Model, log: str, name: str, title: str, rate: float, seed: int
-) -> dict:
+def _run(model: Model, log: str, name: str, title: str, rate: float, seed: int) -> dict:
     torch.set_num_threads(1)
     given = task(log, name)
     ranker, fitted = model.train(given, rate, seed)
