@@ -11,7 +11,7 @@ from recsys_edu.data.movielens import ml_1m
 FILES = {
     "movies.dat": (
         "1::Toy Story (1995)::Animation|Children's|Comedy\n"
-        '3::Misérables, Les: "M" (1931)::Drama\n'
+        '3::"M" as in Misérables: 2 (1931)::Drama\n'
         "2::Jumanji (2000)::Adventure\n"
         "9::Nobody Came (1999)::Film-Noir\n"
     ),
@@ -52,7 +52,7 @@ def test_features(folder):
     assert users["age_group"].tolist() == [1, 7, 3]
     assert users["gender"].tolist() == [1, 2, 2]
     assert users["occupation"].tolist() == [2, 3, 1]
-    assert log.item_titles.tolist()[2] == 'Misérables, Les: "M" (1931)'
+    assert log.item_titles.tolist()[2] == '"M" as in Misérables: 2 (1931)'
     assert items["release_period"].tolist() == [9, 14, 1, 13]
     bags = [[movielens.GENRES[g - 1] for g in bag if g] for bag in items["genres"]]
     kinds = [["Animation", "Children's", "Comedy"], ["Adventure"], ["Drama"]]

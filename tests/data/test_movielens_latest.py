@@ -285,6 +285,12 @@ ROW = "7,10,0.5,1000000000\n"
         ("ratings.csv", ROW, "7,10,0.5,-1\n", "'timestamp', row 1: -1; .*not a time"),
         ("ratings.csv", ROW, ROW[:-1] + "000\n", "'timestamp', row 1: .*not a time"),
         ("ratings.csv", ROW, "7,10,0.5,1,\n", "cannot be read: .*line 3"),
+        (
+            "ratings.csv",
+            RATINGS.removeprefix(HEADER),
+            RATINGS.removeprefix(HEADER).replace("\n", ",0\n"),
+            "cannot be read",
+        ),
         ("movies.csv", "\n20,", "\n10,", "'movieId', row 2: 10; a second row"),
         ("movies.csv", "\n20,", "\n,", "'movieId', row 2: .*an id is a whole number"),
         ("movies.csv", "\n20,", '\n20,"', "cannot be read: .*inside string"),

@@ -96,7 +96,7 @@ def read_table(
     columns: Sequence[str],
     *,
     separator: str | None = None,
-    encoding: str = "utf-8-sig",
+    encoding: str = "utf-8",
 ) -> Sheet:
     """The file `name` of a folder or of a zip archive, which is read in memory.
 
