@@ -198,7 +198,7 @@ def past_rate(
     order = np.lexsort((log.timestamp, log.user))
     order = order if log.event is None else order[log.event[order]]
     total = np.append(0, np.cumsum(log.label[order]))
-    base = log.label.mean()
+    base = float(log.label.mean(dtype=np.float64))
     clicks = total[histories.end[rows]] - total[histories.start[rows]]
     rate = (clicks + 10 * base) / (histories.lengths(rows) + 10)
     return logit(rate) - logit(base)
