@@ -259,13 +259,18 @@ def chosen(runs: pd.DataFrame, log: str, task: str, model: str) -> float:
     Raises:
         KeyError: there is no such run.
     """
-    which = {"log": log, "task": task, "model": model, "seed": 0}
-    some = runs
-    for column, value in which.items():
-        some = some[some[column] == value]
-    if some.empty:
-        raise KeyError(f"no run of {which}")
-    return float(some.loc[some.validation_ne.idxmin(), "rate"])
+    best = at_chosen_rates(runs)
+    wanted = (best.log == log) & (best.task == task) & (best.model == model)
+    if not wanted.any():
+        raise KeyError(f"{model!r} is not recorded on {task!r} of {log!r}")
+    return float(best.rate[wanted].iloc[0])
+
+
+def at_chosen_rates(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of every model of every task and log at the rate chosen for it."""
+    first = runs[runs.seed == 0]
+    best = first.loc[first.groupby(["log", "task", "model"]).validation_ne.idxmin()]
+    return runs.merge(best[["log", "task", "model", "rate"]])
 
 
 def asked(row: Mapping, names: Sequence[str]) -> bool:
