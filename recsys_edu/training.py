@@ -54,6 +54,9 @@ class Recipe:
         averaging: what is validated and kept is an exponential moving average of the
             weights, a <- averaging a + (1 - averaging) w after each step; 0 for the
             weights themselves.
+        cooling: the learning rate falls by the same amount after each epoch, to
+            1 / max_epochs of it in the last, so that the last ones settle what the
+            first ones found.
         max_epochs: epochs at most.
         patience: epochs without a better validation NE after which training ends, once
             it has started: before a validation NE of :data:`STARTED` or less, it waits.
@@ -66,6 +69,7 @@ class Recipe:
     learning_rate: float
     weight_decay: float
     averaging: float = 0.0
+    cooling: bool = False
     max_epochs: int = 20
     patience: int = 2
 
@@ -343,6 +347,10 @@ class _Course:
     def epoch(self, log: InteractionLog, histories: Histories, split: Split) -> Metrics:
         """Trains for one epoch and judges it."""
         begin = time.perf_counter()
+        if self.recipe.cooling:
+            left = 1 - len(self.epochs) / self.recipe.max_epochs
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.recipe.learning_rate * left
         order = self.recipe.batching(
             log, histories, split.train, generator=self.generator
         )

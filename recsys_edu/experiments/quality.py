@@ -123,7 +123,8 @@ class Model:
             batching=self.batching[name],
             learning_rate=rate,
             weight_decay=self.decay,
-            max_epochs=4 if self.batching is BY_REQUEST else 12,
+            cooling=True,
+            max_epochs=4 if self.batching is BY_REQUEST else 8,
         )
 
     def train(self, task: Task, rate: float, seed: int) -> tuple[DLRM, Fit]:
