@@ -34,7 +34,9 @@ def expected_within_auc(score: ArrayLike, p: ArrayLike, request: ArrayLike) -> f
     score, p, real = _side_by_side(request, score, p)
     pairs = p[:, :, None] * (1 - p)[:, None, :]
     pairs *= (real[:, :, None] & real[:, None, :]) & ~np.eye(p.shape[1], dtype=bool)
-    difference = np.where(real, score, 0)[:, :, None] - np.where(real, score, 0)[:, None]
+    difference = (
+        np.where(real, score, 0)[:, :, None] - np.where(real, score, 0)[:, None]
+    )
     right = (difference > 0) + (difference == 0) / 2
     return float((pairs * right).sum() / pairs.sum())
 
@@ -135,9 +137,7 @@ def _side_by_side(
     """
     request = np.asarray(request)
     order = np.argsort(request, kind="stable")
-    _, number, size = np.unique(
-        request[order], return_inverse=True, return_counts=True
-    )
+    _, number, size = np.unique(request[order], return_inverse=True, return_counts=True)
     column = np.arange(len(order)) - (np.cumsum(size) - size)[number]
     wide = np.full((2, len(size), size.max()), -np.inf)
     wide[1] = 0

@@ -15,7 +15,7 @@ Topics come in any order, or one at a time: a user may stay with one for a while
 come back to it only after all the others, so that long histories decide.
 
 A request shows one item, or several side by side. Whatever was shown becomes an event,
-clicked or not, once its second is over: what is skipped says as much as what is clicked.
+clicked or not, once its second is over: a skip says as much as a click.
 """
 
 from __future__ import annotations

@@ -102,6 +102,8 @@ MODELS: dict[str, Model] = {
     "concat": Model(_transformer(ConcatEncoder), batching=BY_REQUEST, max_epochs=6),
     "append-cross, causal": Model(_transformer(AppendEncoder)),
     "HSTU": Model(_transformer(HSTU)),
+    # Two heads compare in 8 numbers each, one compares in 16.
+    "HSTU, one head": Model(partial(HSTU, layers=2, heads=1, dropout=0.0)),
 }
 
 KNOWN = "ceiling, interests known"
@@ -111,7 +113,16 @@ CEILINGS: dict[str, int | None] = {
 }
 """Events that a best guess knows, by the name under which its metrics are recorded."""
 
-NAMES = (KNOWN, *CEILINGS, *MODELS)
+SHARP = 20.0
+"""Of two topics whose vectors have cosine c, exp(20 (c - 1)): 1 for c = 1."""
+
+BY_HAND: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "sum, then compare": lambda cosine: cosine,
+    "compare, then sum": lambda cosine: np.exp(SHARP * (cosine - 1)),
+}
+"""What an event says for a candidate, see :func:`by_hand`."""
+
+NAMES = (KNOWN, *CEILINGS, *BY_HAND, *MODELS)
 """What is recorded."""
 
 
@@ -141,6 +152,36 @@ def dataset(seed: int) -> Dataset:
     part[~world.asked] = -1
     split = Split(*(np.flatnonzero(part == number) for number in range(3)))
     return Dataset(world, histories, split, world.best_guess(histories, split.test))
+
+
+def by_hand(name: str, seed: int, *, d: int = D) -> np.ndarray:
+    """Scores [len(test)] of the test rows by random unit vectors, nothing trained.
+
+    ::
+
+        sum, then compare    t . mean_j e_j = mean_j t . e_j       a user vector
+        compare, then sum    mean_j exp(20 (t . e_j - 1))          target attention
+
+    t and e_j are the vectors of the candidate's topic and of event j's. The two differ
+    in what happens to a comparison before the sum, and in nothing else.
+    """
+    data = dataset(seed)
+    world, rows = data.world, data.split.test
+    vectors = np.random.default_rng(seed).normal(size=(TOPICS, d))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    says = BY_HAND[name](vectors @ vectors.T)  # [K, K]
+    _, first, request = np.unique(world.log.request[rows], True, True)
+    start, end = (
+        edge[rows[first]] for edge in (data.histories.start, data.histories.end)
+    )
+    past = world.topic[data.histories.item]
+    events = np.stack(
+        [
+            np.bincount(past[a:b], minlength=TOPICS) / max(b - a, 1)
+            for a, b in zip(start, end, strict=True)
+        ]
+    )  # [requests, K]
+    return (events @ says)[request, world.topic[world.log.item[rows]]]
 
 
 def train(name: str, seed: int) -> tuple[DLRM, Fit, float]:
@@ -233,6 +274,8 @@ def _run(name: str, seed: int) -> list[dict]:
         known = CEILINGS[name]
         guess = data.world.best_guess(data.histories, data.split.test, known)
         found = assess(guess, seed)
+    elif name in BY_HAND:
+        found = assess(by_hand(name, seed), seed)
     else:
         ranker, fitted, rate = train(name, seed)
         found = assess(score(ranker, seed), seed)
