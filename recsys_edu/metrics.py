@@ -68,10 +68,10 @@ def evaluate(
         >>> print(evaluate(label=[1, 0, 1, 0], probability=[0.9, 0.2, 0.6, 0.7]))
         AUC 0.7500, NE 0.7370, calibration 1.200
     """
-    label, probability = _float64(label), _float64(probability)
-    _require_same_rows("label", label, "probability", probability)
-    _require("label", label, (label == 0) | (label == 1), "0 or 1")
-    _require_probabilities("probability", probability)
+    label, probability = as_float64(label), as_float64(probability)
+    require_same_rows("label", label, "probability", probability)
+    require("label", label, (label == 0) | (label == 1), "0 or 1")
+    require_probabilities("probability", probability)
     clicks = label.sum()
     if clicks in {0, len(label)}:
         raise ValueError(
@@ -148,10 +148,10 @@ def expected_auc(score: ArrayLike | Tensor, p: ArrayLike | Tensor) -> float:
     One sort: O(E log E). Raises ValueError for unequal shapes, NaN, p outside [0, 1]
     and a p under which no click can be compared with a non-click.
     """
-    score, p = _float64(score), _float64(p)
-    _require_same_rows("score", score, "p", p)
-    _require("score", score, ~np.isnan(score), "numbers")
-    _require_probabilities("p", p)
+    score, p = as_float64(score), as_float64(p)
+    require_same_rows("score", score, "p", p)
+    require("score", score, ~np.isnan(score), "numbers")
+    require_probabilities("p", p)
     if len(p) < 2 or (p == 0).all() or (p == 1).all():
         raise ValueError("p leaves no pair of a click and a non-click to compare")
     q = 1 - p
@@ -175,13 +175,13 @@ def best_auc(p: ArrayLike | Tensor) -> float:
     return expected_auc(p, p)
 
 
-def _float64(values: ArrayLike | Tensor) -> np.ndarray:
+def as_float64(values: ArrayLike | Tensor) -> np.ndarray:
     if isinstance(values, Tensor):  # NumPy knows no bfloat16, and takes no gradients
         values = values.detach().cpu().to(torch.float64).numpy()
     return np.asarray(values, dtype=np.float64)
 
 
-def _require_same_rows(name: str, a: np.ndarray, other: str, b: np.ndarray) -> None:
+def require_same_rows(name: str, a: np.ndarray, other: str, b: np.ndarray) -> None:
     if a.ndim != 1 or a.shape != b.shape:
         raise ValueError(
             f"{name} and {other} must be [E] and equally long, "
@@ -189,11 +189,11 @@ def _require_same_rows(name: str, a: np.ndarray, other: str, b: np.ndarray) -> N
         )
 
 
-def _require(name: str, values: np.ndarray, valid: np.ndarray, what: str) -> None:
+def require(name: str, values: np.ndarray, valid: np.ndarray, what: str) -> None:
     if not valid.all():
         row = int(np.argmin(valid))
         raise ValueError(f"{name} must be {what}, got {values[row]} in row {row}")
 
 
-def _require_probabilities(name: str, values: np.ndarray) -> None:
-    _require(name, values, (values >= 0) & (values <= 1), "in [0, 1]")
+def require_probabilities(name: str, values: np.ndarray) -> None:
+    require(name, values, (values >= 0) & (values <= 1), "in [0, 1]")

@@ -4,11 +4,12 @@ An experiment is a module of this folder with a generator::
 
     KEY = ("model", "seed")   # the columns that tell its rows apart
 
-    def runs(names=(), done=frozenset()) -> Iterator[dict]:
+    def runs(names=(), done=()) -> Iterator[dict]:
         ...                   # one row a run, as soon as it is done
 
 ``names`` are values of the first column of ``KEY``: these alone are run, all if there
-is none. ``done`` holds the keys of rows that are there already: they are not run again.
+is none. ``done`` maps the keys of rows that are there already to these rows: they are
+not run again.
 Rows that are measured side by side, so that their ratios share a machine, cannot be
 taken up in the middle: such a module has no ``KEY``, and its ``runs`` no ``done``.
 Its docstring says "Takes ..." and how long.

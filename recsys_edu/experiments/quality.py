@@ -1,24 +1,30 @@
-"""Ranking quality of every encoder on MovieLens-100K, over seeds.
+"""Ranking quality of every encoder, on two tasks and two logs, over seeds.
 
-Trains each of :data:`MODELS` with five seeds, as many at a time as there are cores, one
-thread each. All are scored alike: each test impression with the last 50 events before
-it. Takes an hour on two cores.
+Judged within the request: how the rows of one request are ordered, see
+:mod:`recsys_edu.metrics`. Each of :data:`MODELS` is trained on a task of a log at each
+learning rate of :data:`RATES` with seed 0, and at the one of the lowest validation NE
+with the other seeds. Both are recorded: the search is a part of the result. As many
+runs at a time as there are cores, one thread each. Takes four hours on two cores.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from multiprocessing import get_context
+from types import MappingProxyType
 
 import numpy as np
+import pandas as pd
 import torch
+from scipy.special import expit, logit
 
-from recsys_edu.batch import batches
-from recsys_edu.data import Histories, InteractionLog, Split, movielens, split_by_time
+from recsys_edu.batch import batches, user_batches
+from recsys_edu.data import Histories, InteractionLog, movielens
+from recsys_edu.data.tasks import Task, next_item, rating
 from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
 from recsys_edu.encoders.append import AppendEncoder, AppendSelfEncoder
@@ -27,153 +33,303 @@ from recsys_edu.encoders.concat import ConcatEncoder
 from recsys_edu.encoders.hstu import HSTU
 from recsys_edu.encoders.lime import LimeMHA, LimeXOR
 from recsys_edu.encoders.low_rank import LREA, TruncatedMHA
-from recsys_edu.encoders.pooling import MeanPooling
+from recsys_edu.encoders.pooling import LengthOnly, MeanPooling
+from recsys_edu.encoders.stca import STCA
 from recsys_edu.encoders.target_attention import DIN
 from recsys_edu.encoders.two_tower import TwoTower
-from recsys_edu.metrics import evaluate
-from recsys_edu.training import HISTORY, NAIVE, Fit, Recipe, fit, score_rows
+from recsys_edu.metrics import by_request, evaluate
+from recsys_edu.positions import Recency
+from recsys_edu.training import HISTORY, NAIVE, Batching, Fit, Recipe, fit, score_rows
 
-KEY = ("model", "seed")
+NONE: Mapping[tuple, dict] = MappingProxyType({})
+KEY = ("log", "task", "model", "rate", "seed")
 D = 32  # width of every vector
-N = 50  # events that a test impression sees
+N = 50  # events that a test request sees
 SEEDS = (0, 1, 2, 3, 4)
+RATES = (1e-3, 2e-3, 4e-3)  # learning rates that are tried with seed 0
 R = 16  # links of LIME, and rows of the baselines that keep as many
-LENGTHS = (0, 1, 10, 50)  # test rows are also scored by the events before them
+LENGTHS = (0, 1, 10, 50)  # test requests are also judged by the events before them
 
-BY_IMPRESSION = replace(
-    HISTORY, batching=partial(batches, batch_size=256, max_events=N)
-)
-SCORING = partial(batches, batch_size=1024, max_events=N)
+LOGS: dict[str, Callable[[], InteractionLog]] = {
+    "100K": movielens.load_100k,
+    "latest-small": movielens.load_latest_small,
+}
+TASKS: dict[str, Callable[[InteractionLog], Task]] = {
+    "next item": next_item,
+    "rating": rating,
+}
+
+AMORTIZED: dict[str, Batching] = {
+    "next item": partial(
+        user_batches, max_events=N, max_candidates=160, max_tokens=2048
+    ),
+    "rating": partial(user_batches, max_events=N, max_candidates=32, max_tokens=2048),
+}
+"""Runs of 32 requests share a history."""
+
+BY_REQUEST: dict[str, Batching] = {
+    "next item": partial(batches, batch_size=64, max_events=N),
+    "rating": partial(batches, batch_size=256, max_events=N),
+}
+"""Each request has its own."""
+
+ALONE: dict[str, Batching] = {
+    "next item": partial(batches, batch_size=512, max_events=0),
+    "rating": NAIVE.batching,
+}
+"""No history."""
+
+SCORING: dict[str, Batching] = {
+    "next item": partial(batches, batch_size=64, max_events=N),
+    "rating": partial(batches, batch_size=1024, max_events=N),
+}
+
+
+@cache
+def task(log: str = "100K", name: str = "next item") -> Task:
+    """A task of a log, by their names in :data:`LOGS` and :data:`TASKS`."""
+    return TASKS[name](LOGS[log]())
 
 
 @dataclass(frozen=True)
 class Model:
-    """How one row of the quality tables is made."""
+    """How one row of the quality tables is made.
+
+    Attributes:
+        encoder: makes the encoder.
+        batching: how it is trained on each task.
+        decay: weight decay of AdamW; of a model without history, more of it helps.
+        positions: says when an event happened, besides its order.
+        left_out: user features that it does not get, see chapter 01.
+        past_rate: adds the user's past rate of success to the logit, a constant of the
+            request, see :func:`past_rate`.
+    """
 
     encoder: Callable[[], HistoryEncoder | None]
-    recipe: Recipe
-    left_out: tuple[str, ...] = ("user_id", "occupation")  # see chapter 01
+    batching: Mapping[str, Batching]
+    decay: float = HISTORY.weight_decay
+    positions: Callable | None = None
+    left_out: tuple[str, ...] = ("user_id", "occupation")
+    past_rate: bool = False
 
-    def train(self, seed: int) -> tuple[DLRM, Fit]:
+    def recipe(self, name: str, rate: float) -> Recipe:
+        """How it is trained on a task at a learning rate."""
+        return replace(
+            HISTORY,
+            batching=self.batching[name],
+            learning_rate=rate,
+            weight_decay=self.decay,
+            max_epochs=12,
+        )
+
+    def train(self, task: Task, rate: float, seed: int) -> tuple[DLRM, Fit]:
         """Trains it until two epochs in a row are no better than the best."""
-        log, histories, split = dataset()
+        log = task.log
         torch.manual_seed(seed)
+        positions = self.positions(D) if self.positions else None
+        there = [name for name in self.left_out if name in log.users.sparse]
         embeddings = Embeddings(
-            log.users.without(*self.left_out), log.items, log.events, D
+            log.users.without(*there), log.items, log.events, D, positions=positions
         )
         ranker = DLRM(embeddings, self.encoder())
-        return ranker, fit(ranker, log, histories, split, self.recipe, seed=seed)
+        recipe = self.recipe(task.name, rate)
+        data = log, task.histories, task.split
+        return ranker, fit(ranker, *data, recipe, seed=seed)
 
 
-def _transformer(encoder: type[HistoryEncoder], **options: bool) -> Callable:
+def transformer(encoder: type[HistoryEncoder], **options: object) -> Callable:
+    """Makes an encoder of two layers with two heads."""
     return partial(encoder, D, layers=2, heads=2, dropout=0.0, **options)
 
 
 def low_rank(
-    encoder: type[HistoryEncoder], r: int = R, **options: int | str
+    encoder: type[HistoryEncoder], r: int = R, **options: object
 ) -> Callable[[], HistoryEncoder]:
     """Makes an encoder that keeps r rows of a history."""
     return partial(encoder, D, r=r, heads=2, dropout=0.0, **options)
 
 
-_CROSS = _transformer(AppendEncoder, causal=True)
+NOTHING = type(None)  # makes None, in any process
+CROSS = transformer(AppendEncoder, causal=True)
+BIDIRECTIONAL = transformer(AppendEncoder, causal=False)
+SELF = transformer(AppendSelfEncoder)
+CONCAT = transformer(ConcatEncoder)
 
 MODELS: dict[str, Model] = {
-    "naive DLRM": Model(type(None), NAIVE),  # makes None, in any process
-    "mean pooling": Model(MeanPooling, HISTORY),
-    "mean pooling + user id": Model(MeanPooling, HISTORY, ("occupation",)),
-    "DIN": Model(partial(DIN, D), BY_IMPRESSION),
-    "two-tower": Model(_transformer(TwoTower), HISTORY),
-    "concat": Model(_transformer(ConcatEncoder), BY_IMPRESSION),
-    "append-self": Model(_transformer(AppendSelfEncoder), BY_IMPRESSION),
-    "append-cross": Model(_transformer(AppendEncoder, causal=False), BY_IMPRESSION),
-    "append-cross, causal": Model(_CROSS, BY_IMPRESSION),
-    "append-causal, amortized": Model(
-        _transformer(AppendEncoder, causal=True, reads_itself=True), HISTORY
+    "naive DLRM": Model(NOTHING, ALONE, NAIVE.weight_decay),
+    "naive DLRM + past rate": Model(
+        NOTHING, ALONE, NAIVE.weight_decay, past_rate=True
     ),
-    "append-cross, causal, amortized": Model(_CROSS, HISTORY),
-    "HSTU": Model(_transformer(HSTU), HISTORY),
-    "LIME-MHA": Model(low_rank(LimeMHA), HISTORY),
+    "history length": Model(partial(LengthOnly, D), AMORTIZED),
+    "mean pooling": Model(MeanPooling, AMORTIZED),
+    "DIN": Model(partial(DIN, D), BY_REQUEST),
+    "two-tower": Model(transformer(TwoTower), AMORTIZED),
+    "append-cross, causal": Model(CROSS, AMORTIZED),
+    "append-causal": Model(
+        transformer(AppendEncoder, causal=True, reads_itself=True), AMORTIZED
+    ),
+    "STCA": Model(transformer(STCA), AMORTIZED),
+    "HSTU": Model(transformer(HSTU), AMORTIZED),
+    "LIME-MHA": Model(low_rank(LimeMHA), AMORTIZED),
     # Of three blocks, as in the paper, a prefix of the history has no links of its own.
-    "LIME-XOR": Model(low_rank(LimeXOR, layers=2), HISTORY),
-    "truncated MHA": Model(low_rank(TruncatedMHA), HISTORY),
-    "LREA": Model(low_rank(LREA), HISTORY),
+    "LIME-XOR": Model(low_rank(LimeXOR, layers=2), AMORTIZED),
+    "truncated MHA": Model(low_rank(TruncatedMHA), AMORTIZED),
+    "LREA": Model(low_rank(LREA), AMORTIZED),
+    "append-cross": Model(BIDIRECTIONAL, BY_REQUEST),
+    "append-cross + recency": Model(BIDIRECTIONAL, BY_REQUEST, positions=Recency),
+    "append-self": Model(SELF, BY_REQUEST),
+    "append-self + recency": Model(SELF, BY_REQUEST, positions=Recency),
+    "concat": Model(CONCAT, BY_REQUEST),
+    "concat + recency": Model(CONCAT, BY_REQUEST, positions=Recency),
 }
 
 
-@cache
-def dataset() -> tuple[InteractionLog, Histories, Split]:
-    """MovieLens-100K, its histories, and the split by time."""
-    log = movielens.load_100k()
-    return log, Histories.from_log(log), split_by_time(log)
+def past_rate(log: InteractionLog, histories: Histories, rows: np.ndarray) -> np.ndarray:
+    """Each row's user's share of successes among earlier events, as log odds, [k].
+
+    Less those of the log, which stand for ten events more. A constant of the request:
+    it lifts or lowers all its rows alike.
+    """
+    order = np.lexsort((log.timestamp, log.user))
+    order = order if log.event is None else order[log.event[order]]
+    total = np.append(0, np.cumsum(log.label[order]))
+    base = log.label.mean()
+    clicks = total[histories.end[rows]] - total[histories.start[rows]]
+    rate = (clicks + 10 * base) / (histories.lengths(rows) + 10)
+    return logit(rate) - logit(base)
 
 
-def train(name: str, seed: int) -> tuple[DLRM, Fit]:
-    """Trains ``MODELS[name]``, see :meth:`Model.train`.
+def score(model: Model, ranker: DLRM, task: Task, rows: np.ndarray) -> np.ndarray:
+    """Probabilities of rows of the task's log, by the last N events before each."""
+    data = task.log, task.histories, rows
+    p = score_rows(ranker, *data, batching=SCORING[task.name])
+    if not model.past_rate:
+        return p
+    return expit(logit(p.astype(float).clip(1e-7, 1 - 1e-7)) + past_rate(*data))
+
+
+def assess(p: np.ndarray, task: Task) -> dict[str, float | list]:
+    """What probabilities of the test rows are worth: within requests, pooled, by user.
+
+    ``users`` holds each user's mean within-request AUC, and ``requests`` over how many
+    requests, by ascending index of the user: what a bootstrap over users draws from.
+    """
+    log, rows = task.log, task.split.test
+    label = log.label[rows]
+    found = by_request(label, p, log.request[rows])
+    pooled = evaluate(label, p)
+    means = found.means()
+    row = {"auc": means.auc, "auc_pairs": means.auc_pairs, "ndcg": means.ndcg}
+    row |= {"mrr": means.mrr, "hit": means.hit}
+    row |= {"pooled_auc": pooled.auc, "ne": pooled.ne, "calibration": pooled.calibration}
+    number, first = np.unique(log.request[rows], return_index=True)
+    first = rows[first[np.searchsorted(number, found.request)]]  # [R]
+    bins = np.searchsorted(LENGTHS, task.histories.lengths(first), side="right") - 1
+    for k, least in enumerate(LENGTHS):
+        some = found.auc[bins == k]
+        row[f"auc_{least}"] = some.mean() if len(some) else np.nan
+    row = {name: round(float(value), 5) for name, value in row.items()}
+    by_user = pd.Series(found.auc).groupby(log.user[first])
+    row["users"] = by_user.mean().round(4).tolist()
+    row["requests"] = by_user.size().tolist()
+    return row
+
+
+def chosen(runs: pd.DataFrame, log: str, task: str, model: str) -> float:
+    """The learning rate of the lowest validation NE among the runs of seed 0.
 
     Raises:
-        KeyError: there is no such model.
+        KeyError: there is no such run.
     """
-    return MODELS[name].train(seed)
-
-
-def assess(ranker: DLRM) -> dict[str, float]:
-    """Test AUC and NE of a trained ranker, and its AUC by number of earlier events."""
-    log, histories, split = dataset()
-    label = log.label[split.test]
-    p = score_rows(ranker, log, histories, split.test, batching=SCORING)
-    metrics = evaluate(label, p)
-    scores = {"auc": metrics.auc, "ne": metrics.ne}
-    bins = np.searchsorted(LENGTHS, histories.lengths(split.test), side="right") - 1
-    for k, least in enumerate(LENGTHS):
-        scores[f"auc_{least}"] = evaluate(label[bins == k], p[bins == k]).auc
-    return scores
+    which = {"log": log, "task": task, "model": model, "seed": 0}
+    some = runs
+    for column, value in which.items():
+        some = some[some[column] == value]
+    if some.empty:
+        raise KeyError(f"no run of {which}")
+    return float(some.loc[some.validation_ne.idxmin(), "rate"])
 
 
 def runs(
-    names: Sequence[str] = (), done: frozenset[tuple] = frozenset()
+    names: Sequence[str] = (), done: Mapping[tuple, dict] = NONE
 ) -> Iterator[dict]:
-    """One row for each of :data:`MODELS`, see :func:`sweep`."""
-    return sweep(MODELS, names, done)
-
-
-def sweep(
-    models: Mapping[str, Model],
-    names: Sequence[str] = (),
-    done: frozenset[tuple] = frozenset(),
-) -> Iterator[dict]:
-    """One row for each named model (all, if none is) and seed, as it is trained.
+    """A row for each log, task, model, and learning rate or seed, as it is trained.
 
     Args:
-        done: models and seeds that need not be.
+        names: logs; all, if none is named.
+        done: key -> row, of runs that need not be made again.
 
     Raises:
-        KeyError: a name that is not among the models.
+        KeyError: a log that there is not.
     """
-    if unknown := set(names) - set(models):
-        raise KeyError(f"no model {sorted(unknown)}; there are {list(models)}")
-    dataset()  # fetched once, here
+    if unknown := set(names) - set(LOGS):
+        raise KeyError(f"no log {sorted(unknown)}; there are {list(LOGS)}")
+    for log in names or LOGS:
+        for name in TASKS:
+            yield from search(MODELS, log, name, done)
+
+
+def search(
+    models: Mapping[str, Model], log: str, name: str, done: Mapping[tuple, dict]
+) -> Iterator[dict]:
+    """Rows of models on one task of one log: all rates with seed 0, then other seeds.
+
+    Args:
+        done: key -> row, of runs that need not be made again.
+    """
+    task(log, name)  # fetched once, here
+    ne = {key: row["validation_ne"] for key, row in done.items()}
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        jobs = [
-            pool.submit(_run, name, models[name], seed)
-            for name in names or models
-            for seed in SEEDS
-            if (name, seed) not in done
-        ]
-        for future in as_completed(jobs):
-            yield future.result()
+        jobs: set[Future] = set()
+
+        def submit(model: str, rate: float, seed: int) -> None:
+            if (log, name, model, rate, seed) not in done:
+                job = pool.submit(_run, models[model], log, name, model, rate, seed)
+                jobs.add(job)
+
+        def go_on(model: str) -> None:
+            """The other seeds, once all rates of seed 0 are there."""
+            tried = {rate: ne.get((log, name, model, rate, 0)) for rate in RATES}
+            if None not in tried.values():
+                for seed in SEEDS[1:]:
+                    submit(model, min(tried, key=tried.get), seed)
+
+        for model in models:
+            for rate in RATES:
+                submit(model, rate, 0)
+            go_on(model)
+        while jobs:
+            finished, jobs_left = wait(jobs, return_when=FIRST_COMPLETED)
+            jobs = set(jobs_left)
+            for job in finished:
+                row = job.result()
+                ne[_key(row)] = row["validation_ne"]
+                if row["seed"] == 0:
+                    go_on(row["model"])
+                yield row
 
 
-def _run(name: str, model: Model, seed: int) -> dict:
+def _key(row: Mapping) -> tuple:
+    return tuple(row[column] for column in KEY)
+
+
+def _run(
+    model: Model, log: str, name: str, title: str, rate: float, seed: int
+) -> dict:
     torch.set_num_threads(1)
-    ranker, fitted = model.train(seed)
-    impressions = len(dataset()[2].train) * len(fitted.epochs)
+    given = task(log, name)
+    ranker, fitted = model.train(given, rate, seed)
+    p = score(model, ranker, given, given.split.test)
+    rows = len(given.split.train) * len(fitted.epochs)
     return {
-        "model": name,
+        "log": log,
+        "task": name,
+        "model": title,
+        "rate": rate,
         "seed": seed,
-        **{key: round(value, 5) for key, value in assess(ranker).items()},
+        **assess(p, given),
         "validation_ne": round(fitted.epochs[fitted.best].validation.ne, 5),
         "epochs": len(fitted.epochs),
         "seconds": round(fitted.seconds, 1),
-        "impressions_per_second": round(impressions / fitted.seconds),
+        "rows_per_second": round(rows / fitted.seconds),
     }

@@ -138,7 +138,7 @@ def run(
     rows = keyed(finished) | keyed(filter(asked, pool)) if key else {}
     if rows:
         print(f"{len(rows)} rows are there from commit {here['commit']}", flush=True)
-    todo = module.runs(names, frozenset(rows)) if key else module.runs(names)
+    todo = module.runs(names, dict(rows)) if key else module.runs(names)
     total = max(len(repeated) - len(rows), 0)  # if it is as many as last time
     with progress(todo, unit=" rows", total=total or None) as bar:
         for row in bar:
