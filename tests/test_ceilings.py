@@ -1,4 +1,4 @@
-"""Expected metrics against enumeration: of all labels, and of all orders of ties."""
+"""Expected NDCG against enumeration: of all labels, and of all orders of ties."""
 
 from itertools import pairwise, permutations, product
 from math import log2
@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys_edu.ceilings import expected_choice, expected_ndcg, expected_within_auc
+from recsys_edu.ceilings import expected_ndcg
+from recsys_edu.ranking import by_request
 
 SEEDS = st.integers(0, 2**16)
 
@@ -58,39 +59,23 @@ def test_ndcg_is_the_mean_over_all_labels_and_orders(seed, k):
         assert abs(expected_ndcg(score, p, request, k=k) - total / judged) < 1e-12
 
 
-@settings(max_examples=30)
-@given(seed=SEEDS, k=st.integers(1, 5))
-def test_of_one_taken_row_all_metrics_are_means_over_orders(seed, k):
-    request, score, p = requests(seed)
-    p = p + 0.1
-    p /= np.bincount(request, p)[request]
-    totals = []
-    for number in np.unique(request):
-        s, q = score[request == number], p[request == number]
-        places = np.array([np.argsort(order) for order in orders(s)])  # [orders, M]
-        m = len(s)
-        each = [
-            1 - places / (m - 1),
-            np.vectorize(discount)(places, k),
-            1 / (1 + places),
-            places < k,
-        ]
-        totals.append([*(values.mean(0) @ q for values in each), m - 1])
-    auc, ndcg_, mrr, hit, pairs = np.array(totals).T
-    within = expected_choice(score, p, request, k=k)
-    found = (within.auc, within.auc_pairs, within.ndcg, within.mrr, within.hit)
-    means = [auc.mean(), auc @ pairs / pairs.sum()]
-    means += [x.mean() for x in (ndcg_, mrr, hit)]
-    np.testing.assert_allclose(found, means, atol=1e-12)
-
-
 def test_no_order_has_a_higher_expectation_than_that_of_p():
     rng = np.random.default_rng(0)
     request, p = np.repeat(np.arange(50), 6), rng.random(300)
-    for worth in (expected_ndcg, expected_within_auc):
-        best = worth(p, p, request)
-        for _ in range(20):
-            assert worth(p + rng.normal(scale=0.1, size=300), p, request) < best
+    best = expected_ndcg(p, p, request)
+    for _ in range(20):
+        assert expected_ndcg(p + rng.normal(scale=0.1, size=300), p, request) < best
+
+
+def test_it_is_what_drawn_labels_give_on_average():
+    """Judged as ``by_request`` judges, which skips requests of one label."""
+    rng = np.random.default_rng(0)
+    request, p = np.repeat(np.arange(4_000), 12), rng.random(48_000) ** 2
+    score = np.round(p + rng.normal(scale=0.2, size=len(p)), 1)  # with ties
+    label = (rng.random(len(p)) < p).astype(float)
+    found = by_request(label, score, request)
+    error = found.ndcg.std() / np.sqrt(len(found.ndcg))
+    assert abs(found.ndcg.mean() - expected_ndcg(score, p, request)) < 5 * error < 0.02
 
 
 def test_requests_that_nobody_judges_are_refused():

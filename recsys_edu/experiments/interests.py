@@ -15,7 +15,7 @@ rate of :data:`RATES`, and validation NE chooses. Takes 25 minutes on two cores.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache, partial
@@ -25,7 +25,6 @@ import numpy as np
 import torch
 
 from recsys_edu.batch import batches, user_batches
-from recsys_edu.ceilings import expected_choice
 from recsys_edu.data import Histories, Split
 from recsys_edu.data.interests import InterestWorld, interest_world
 from recsys_edu.dlrm import DLRM
@@ -38,6 +37,7 @@ from recsys_edu.encoders.lime import LimeMHA
 from recsys_edu.encoders.pooling import MeanPooling
 from recsys_edu.encoders.target_attention import DIN
 from recsys_edu.encoders.two_tower import TwoTower
+from recsys_edu.ranking import expected_choice
 from recsys_edu.training import Batching, Fit, Recipe, fit, score_rows
 
 KEY = ("model", "interests", "seed")
@@ -239,14 +239,12 @@ def assess(
     return found
 
 
-def runs(
-    names: Sequence[str] = (), done: frozenset[tuple] = frozenset()
-) -> Iterator[dict]:
+def runs(names: Sequence[str] = (), done: Container[tuple] = ()) -> Iterator[dict]:
     """A row for each ceiling and model (all, if none is named), interests and seed.
 
     Args:
-        done: what is there already. One training gives the rows of all interests: if
-            one of them is missing, all come again.
+        done: keys of what is there already. One training gives the rows of all
+            interests: if one of them is missing, all come again.
 
     Raises:
         KeyError: a model that there is not.

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from recsys_edu.ceilings import expected_choice
 from recsys_edu.data import Histories
 from recsys_edu.data.interests import HOUR, interest_world
+from recsys_edu.ranking import expected_choice
 
 SEEDS = st.integers(0, 2**16)
 STRAYS = st.sampled_from([0.0, 0.2, 1.0])

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 from scipy.special import expit, log_expit, logit
 
-from recsys_edu.ceilings import expected_ndcg, expected_within_auc
+from recsys_edu.ceilings import expected_ndcg
 from recsys_edu.data import Histories, split_by_time
 from recsys_edu.data.synthetic import DAY, _draw_of_topic, planted_world
 from recsys_edu.metrics import best_auc, expected_auc
+from recsys_edu.ranking import expected_within_auc
 
 TINY = dict(n_impressions=60, n_users=4, n_items=6, n_topics=2, n_segments=2)
 SEEDS = st.integers(0, 2**16)

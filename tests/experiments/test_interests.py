@@ -41,6 +41,7 @@ def test_an_expectation_never_passes_the_ceiling(small):
             assert all(metrics[name] <= whole[count][name] for name in metrics)
 
 
+@pytest.mark.filterwarnings("ignore:the best validation NE")
 def test_a_run_gives_a_row_for_each_number_of_interests(small, monkeypatch):
     short = interests.Model(interests.MODELS["mean pooling"].encoder, max_epochs=1)
     monkeypatch.setitem(interests.MODELS, "mean pooling", short)
