@@ -1,5 +1,7 @@
 """The experiment on several interests: its worlds, its judges, its record."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -115,13 +117,27 @@ def test_a_model_that_there_is_not_is_named():
         next(interests.runs(["BERT"]))
 
 
-def test_what_is_done_is_not_run_again():
-    done = {
-        ("mean pooling", count, seed)
-        for count in interests.INTERESTS
-        for seed in interests.SEEDS
-    }
-    assert list(interests.runs(["mean pooling"], frozenset(done))) == []
+def test_what_is_done_is_not_run_again(monkeypatch):
+    """A training whose rows are not all there is run as a whole."""
+
+    class AtOnce(ThreadPoolExecutor):
+        def __init__(self, *_, mp_context):
+            super().__init__(1)
+
+    def run(name, seed):
+        keys = ((name, count, seed) for count in interests.INTERESTS)
+        return [dict(zip(interests.KEY, key, strict=True)) for key in keys]
+
+    monkeypatch.setattr(interests, "ProcessPoolExecutor", AtOnce)
+    monkeypatch.setattr(interests, "_run", run)
+    rows = [tuple(row.values()) for row in interests.runs(["DIN", "HSTU"])]
+    assert len(set(rows)) == 2 * len(interests.INTERESTS) * len(interests.SEEDS)
+    assert list(interests.runs(["DIN", "HSTU"], frozenset(rows))) == []
+    all_but_one = frozenset(rows) - {("HSTU", 4, 1)}
+    again = [
+        tuple(row.values()) for row in interests.runs(["DIN", "HSTU"], all_but_one)
+    ]
+    assert again == [("HSTU", count, 1) for count in interests.INTERESTS]
 
 
 # --- the record ----------------------------------------------------------------------
