@@ -151,9 +151,7 @@ class _Ties:
         above: [G] rows of the same request that stand above the group.
     """
 
-    def __init__(
-        self, score: np.ndarray, request: ArrayLike | Tensor, k: int
-    ) -> None:
+    def __init__(self, score: np.ndarray, request: ArrayLike | Tensor, k: int) -> None:
         if k < 1:
             raise ValueError(f"k is {k}: it counts places, from 1 on")
         request = np.asarray(request.cpu() if isinstance(request, Tensor) else request)
@@ -236,9 +234,7 @@ class _Ties:
         group = lead[some]
         g, c, a = (x[group] for x in (self.size, clicks, self.above))
         s = np.clip(self.k - a, 0, g)
-        none = np.where(
-            s > g - c, 0, np.exp(_log_choose(g - c, s) - _log_choose(g, s))
-        )
+        none = np.where(s > g - c, 0, np.exp(_log_choose(g - c, s) - _log_choose(g, s)))
         value[some] = 1 - none
         return value
 
