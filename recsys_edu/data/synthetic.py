@@ -13,6 +13,9 @@ ceilings follow: without history, with the last N events, and with p itself.
 
 Topics come in any order, or one at a time: a user may stay with one for a while and
 come back to it only after all the others, so that long histories decide.
+
+A request shows one item, or several side by side. Whatever was shown becomes an event,
+clicked or not, once its second is over: a skip says as much as a click.
 """
 
 from __future__ import annotations
@@ -136,6 +139,7 @@ def planted_world(
     rho: float = 0.4,
     quality: float = 0.5,
     dwell: int = 0,
+    candidates: int = 1,
 ) -> PlantedWorld:
     """Draws a planted world; the same arguments give the same world.
 
@@ -151,10 +155,15 @@ def planted_world(
             in an order of their own; the first comes again after all others, that is
             after (n_topics - 1) dwell events. 0: every impression's topic is that of an
             item drawn from all.
+        candidates: M, how many different items a request shows to its user in one
+            second, each with a label of its own. There are n_impressions / M requests.
+            With 1, ``log.request`` is None.
 
     Raises:
-        ValueError: users dwell on topics, and there is a topic without an item.
+        ValueError: users dwell on topics, and there is a topic without an item, or M is
+            not 1; M does not divide the impressions, or is over half of the items.
     """
+    _require_candidates(candidates, n_impressions, n_items, dwell)
     rng = np.random.default_rng(seed)
     topic = rng.integers(n_topics, size=n_items)
     item_quality = rng.normal(scale=quality, size=n_items)
@@ -164,11 +173,20 @@ def planted_world(
     arrival = rng.uniform(0, 0.9 * n_days, size=n_users)  # days
 
     activity = rng.lognormal(sigma=1.0, size=n_users)
-    user = rng.choice(n_users, size=n_impressions, p=activity / activity.sum())
+    n_requests = n_impressions // candidates
+    user = rng.choice(n_users, size=n_requests, p=activity / activity.sum())
     popularity = 1 / np.arange(1, n_items + 1)
-    item = rng.choice(n_items, size=n_impressions, p=popularity / popularity.sum())
-    day = arrival[user] + rng.uniform(0, 0.1 * n_days, size=n_impressions)
-    timestamp = (day * DAY).astype(np.int64)
+    share = popularity / popularity.sum()
+    item = rng.choice(n_items, size=n_impressions, p=share)
+    day = arrival[user] + rng.uniform(0, 0.1 * n_days, size=n_requests)
+    user, timestamp = (
+        np.repeat(column, candidates) for column in (user, (day * DAY).astype(np.int64))
+    )
+    request = None
+    if candidates > 1:
+        request = np.repeat(np.arange(n_requests), candidates)
+        while len(again := repeated(request, item)):
+            item[again] = rng.choice(n_items, size=len(again), p=share)
     if dwell:
         tour = rng.permuted(np.tile(np.arange(n_topics), (n_users, 1)), axis=1)
         place = _place(user, timestamp)
@@ -194,10 +212,38 @@ def planted_world(
         item_titles=None,
         actions=(0, 1),
         name="planted world",
+        request=request,  # sorted: requests move whole, and are numbered anew
     )
     return PlantedWorld(
         log, probability[order], public_logit[order], private_strength, topic
     )
+
+
+def repeated(request: np.ndarray, item: np.ndarray) -> np.ndarray:
+    """The rows, of any order, whose item an earlier row of their request has."""
+    order = np.lexsort((item, request))  # stable: equal rows keep their order
+    same = (np.diff(request[order]) == 0) & (np.diff(item[order]) == 0)
+    return order[1:][same]
+
+
+def _require_candidates(
+    candidates: int, n_impressions: int, n_items: int, dwell: int
+) -> None:
+    if candidates < 1 or n_impressions % candidates:
+        raise ValueError(
+            f"{n_impressions} impressions are no requests of {candidates} candidates: "
+            "take a divisor"
+        )
+    if candidates > 1 and 2 * candidates > n_items:
+        raise ValueError(
+            f"{candidates} different candidates are over half of the {n_items} items: "
+            "show fewer, or draw more items"
+        )
+    if candidates > 1 and dwell:
+        raise ValueError(
+            "a user who dwells on a topic is shown one item at a time: set candidates "
+            "to 1, or dwell to 0"
+        )
 
 
 def _place(user: np.ndarray, timestamp: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The planted world: its click model, and guesses against direct integration."""
 
 import dataclasses
+import hashlib
 import math
 
 import numpy as np
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 from scipy.special import expit, log_expit, logit
 
+from recsys_edu.ceilings import expected_ndcg
 from recsys_edu.data import Histories, split_by_time
 from recsys_edu.data.synthetic import DAY, _draw_of_topic, planted_world
 from recsys_edu.metrics import best_auc, expected_auc
+from recsys_edu.ranking import expected_within_auc
 
 TINY = dict(n_impressions=60, n_users=4, n_items=6, n_topics=2, n_segments=2)
 SEEDS = st.integers(0, 2**16)
@@ -277,7 +280,82 @@ def test_who_reads_fewer_events_than_the_absence_knows_nothing(seed, known, tick
     assert np.array_equal(knows, ~away)
 
 
+# --- requests of several candidates --------------------------------------------------
+
+
+@given(seed=SEEDS, m=st.sampled_from([2, 3, 5]), n_items=st.sampled_from([10, 40]))
+def test_a_request_shows_different_items_to_one_user_at_one_time(seed, m, n_items):
+    log = planted_world(seed=seed, candidates=m, **TINY | dict(n_items=n_items)).log
+    number, first, size = np.unique(log.request, return_index=True, return_counts=True)
+    assert np.array_equal(number, np.arange(60 // m)) and (size == m).all()
+    assert len(np.unique(np.stack([log.request, log.item]), axis=1).T) == 60
+    for column in (log.user, log.timestamp):
+        assert (column == column[first][log.request]).all()
+    assert log.event is None  # what was skipped is remembered too
+
+
+@given(
+    seed=SEEDS,
+    max_events=st.sampled_from([None, 0, 7]),
+    tick=st.sampled_from([1, DAY, 100 * DAY]),
+)
+def test_the_guess_about_a_candidate_is_the_posterior_mean(seed, max_events, tick):
+    """The other candidates of its request are no past of it."""
+    sizes = TINY | dict(n_items=12, candidates=5)
+    world = coarse(planted_world(seed=seed, **sizes), tick)
+    histories = Histories.from_log(world.log)
+    guess = world.best_guess(histories, max_events)
+    for row in np.random.default_rng(seed).choice(60, 2, replace=False):
+        together = world.log.request == world.log.request[row]
+        assert len(set(histories.end[together])) == 1
+        expected = guess_by_integration(world, row, max_events)
+        assert abs(guess[row] - expected) < 1.1e-8
+
+
+def test_within_a_request_more_events_rank_better_too():
+    world = planted_world(
+        seed=0, n_impressions=30_000, n_users=300, n_items=100, candidates=10
+    )
+    histories, request = Histories.from_log(world.log), world.log.request
+    p = world.probability
+    guesses = [world.best_guess(histories, n) for n in (0, 10, 100, None)]
+    for worth in (expected_within_auc, expected_ndcg):
+        values = [worth(guess, p, request) for guess in (*guesses, p)]
+        assert values == sorted(values) and values[0] + 0.03 < values[3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(candidates=7), "60 impressions are no requests of 7 candidates"),
+        (dict(candidates=0), "no requests of 0 candidates"),
+        (dict(candidates=4), "4 different candidates are over half of the 6 items"),
+        (dict(candidates=3, dwell=2), "dwells on a topic is shown one item at a time"),
+    ],
+)
+def test_requests_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        planted_world(seed=0, **TINY | options)
+
+
 # --- the world -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "digest"),
+    [
+        (dict(seed=0), "16e8dce127bacf3c"),
+        (dict(seed=1, n_users=30, n_items=200, dwell=5), "0df38f3b542e9f55"),
+    ],
+)
+def test_worlds_stay_what_they_were(options, digest):
+    """Bit for bit: records were made in them."""
+    log = planted_world(n_impressions=2000, **options).log
+    found = hashlib.sha256()
+    for column in (log.user, log.item, log.timestamp, log.label):
+        found.update(column.tobytes())
+    assert found.hexdigest()[:16] == digest
+    assert log.request is None and log.event is None
 
 
 def arrays(world):
