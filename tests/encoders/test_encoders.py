@@ -41,7 +41,7 @@ LOW_RANK = [
     "truncated MHA",
     "LREA",
 ]
-ENCODERS = ["mean pooling", "DIN", *TRANSFORMERS, "HSTU", *LOW_RANK]
+ENCODERS = ["mean pooling", "DIN", *TRANSFORMERS, "STCA", "HSTU", *LOW_RANK]
 ONE_SEQUENCE = ["append-causal", "append-cross", "append-cross, causal", "HSTU"]
 # An event reads no later one, so a prefix of a history has a code of its own.
 PREFIXED = [
@@ -50,6 +50,7 @@ PREFIXED = [
     "append-causal",
     "append-cross, causal",
     "two-tower",
+    "STCA",
     "HSTU",
     *(name for name in LOW_RANK if name != "LIME-XOR"),
 ]
@@ -485,6 +486,7 @@ def code_bytes(name, n, d, layers, heads):
         "append-cross": 8 * layers * tokens * d + tokens,
         "append-cross, causal": 8 * layers * tokens * d + tokens,
         "two-tower": 4 * d,
+        "STCA": 8 * layers * tokens * d + tokens,
         "HSTU": n * (8 * layers * d + 1 + 8) + 8,
         "LIME-MHA": 4 * (r * d + r * d + r * heads),  # links, what they read, its log
         "LIME-XOR, one block": 4 * (r * d + r * d) + 8 * r,  # links, sums, count
@@ -551,7 +553,7 @@ def test_requests_may_share_their_candidates(ranker, draw_request, assert_same, 
 # Dropout.
 
 
-@pytest.mark.parametrize("name", [*TRANSFORMERS, "HSTU", *LOW_RANK])
+@pytest.mark.parametrize("name", [*TRANSFORMERS, "STCA", "HSTU", *LOW_RANK])
 def test_dropout_is_on_in_training_and_off_in_serving(make_model, draw_request, name):
     request = draw_request(4, b=3, n=6, m=4, full=True)
     model, without = make_model(name, dropout=0.5), make_model(name, dropout=0.0)
@@ -562,7 +564,7 @@ def test_dropout_is_on_in_training_and_off_in_serving(make_model, draw_request, 
     assert torch.equal(without(request), without(request))
 
 
-@pytest.mark.parametrize("name", [*TRANSFORMERS, "HSTU", *LOW_RANK])
+@pytest.mark.parametrize("name", [*TRANSFORMERS, "STCA", "HSTU", *LOW_RANK])
 def test_events_are_dropped_before_anybody_reads_them(make_model, draw_request, name):
     """All of them dropped, and nothing else: what they were makes no difference."""
     model = make_model(name, dropout=0.0).train()
