@@ -63,8 +63,6 @@ def attend_prefixes(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
 def sum_prefixes(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
     """:func:`~recsys_edu.attention.pointwise.attend_pointwise` over prefixes, n = 1.
 
-    A pointwise sum has no maximum: chunks are added up as they come.
-
     Args:
         As of :func:`attend_prefixes`, with ``seen`` in 0 .. N.
 
@@ -74,7 +72,25 @@ def sum_prefixes(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
     q, k, v = in_float32(q, k, v)
     with autocast_off(q):
         weights = F.silu((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2))
-        chunks = _Chunks.of(seen, k.shape[2])
+    return add_prefixes(weights, v, seen)
+
+
+def add_prefixes(weights: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    """sum_j w_j v_j over prefixes, of weights that depend on no other event.
+
+    Such a sum has no maximum: chunks are added up as they come.
+
+    Args:
+        weights: [B, heads, r, N].
+        v: [B, heads, N, dh].
+        seen: [B, M] int64 in 0 .. N, how many leading events each reader reads.
+
+    Returns:
+        [B, heads, M r, dh], in float32 at least.
+    """
+    weights, v = in_float32(weights, v)
+    with autocast_off(v):
+        chunks = _Chunks.of(seen, v.shape[2])
         weights, v = chunks.cut(weights.movedim(-1, 1)), chunks.cut(v.transpose(1, 2))
         weights, v = weights.movedim(2, -1), v.transpose(2, 3)
         whole = (weights @ v).cumsum(1)  # [B, K, heads, r, dh]
@@ -82,9 +98,8 @@ def sum_prefixes(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
         part = chunks.started(weights).masked_fill(
             ~chunks.is_read[:, :, None, None], 0.0
         )
-        total = _rows(whole, chunks.whole) + part @ chunks.started(
-            v
-        )  # [B, M, heads, r, dh]
+        # [B, M, heads, r, dh]
+        total = _rows(whole, chunks.whole) + part @ chunks.started(v)
     return total.transpose(1, 2).flatten(2, 3)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys_edu.attention.pointwise import attend_pointwise
-from recsys_edu.attention.prefixes import attend_prefixes, sum_prefixes
+from recsys_edu.attention.prefixes import add_prefixes, attend_prefixes, sum_prefixes
 from recsys_edu.attention.softmax import attend
 from recsys_edu.cost import count
 
@@ -31,11 +31,20 @@ def one_by_one(form, q, k, v, seen):
     return torch.cat(rows)
 
 
+def shares(q, k):
+    """A softmax over the queries, as in LimeSum: each key's weights are its own."""
+    return (q @ k.transpose(-1, -2)).softmax(-2)
+
+
 FORMS = {
     "softmax": (attend_prefixes, attend),
     "sum": (sum_prefixes, lambda q, k, v: attend_pointwise(q, k, v, None, 1)),
+    "shares": (
+        lambda q, k, v, seen: add_prefixes(shares(q, k), v, seen),
+        lambda q, k, v: shares(q, k) @ v,
+    ),
 }
-both = pytest.mark.parametrize("kind", FORMS)
+each = pytest.mark.parametrize("kind", FORMS)
 
 
 def draw(seed, b, n, m, r, *, kind="sum", dtype=torch.float64):
@@ -47,7 +56,7 @@ def draw(seed, b, n, m, r, *, kind="sum", dtype=torch.float64):
     return q, k, v, torch.randint(first, n + 1, (b, m), generator=generator)
 
 
-@both
+@each
 @settings(max_examples=40)
 @given(shape=SHAPES, seed=SEEDS)
 def test_a_prefix_among_others_is_the_prefix_alone(kind, shape, seed):
@@ -81,7 +90,7 @@ def test_a_later_score_however_large_drowns_no_earlier_prefix(loud, dtype):
     assert torch.autograd.grad(got.sum(), k)[0].isfinite().all()
 
 
-@both
+@each
 def test_what_stands_behind_a_prefix_is_not_read(kind):
     """However large, if it is finite: padding is."""
     q, k, v, _ = draw(1, b=2, n=11, m=3, r=2)
@@ -99,7 +108,7 @@ def test_a_sum_over_nothing_is_zero_and_there_may_be_no_key_at_all():
     assert got.shape == (2, 2, 6, 4) and (got == 0).all()
 
 
-@both
+@each
 def test_the_price_of_a_prefix_more_is_the_root_of_the_history(kind):
     """A prefix takes at most N / C + C keys, with C = 2 sqrt(N): 80 of 1,024."""
     n, r, d = 1024, 3, 8

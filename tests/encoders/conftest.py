@@ -1,13 +1,20 @@
 """Encoders that only these tests know, added to those of all tests."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from recsys_edu.encoders.concat import ConcatEncoder
+from recsys_edu.encoders.lime_sum import LimeSum
 from recsys_edu.encoders.stca import STCA
 
 MORE = {
+    "concat, mean": partial(ConcatEncoder, read="mean"),
+    "concat, wide": partial(ConcatEncoder, wide=True),
+    "concat, wide, mean": partial(ConcatEncoder, wide=True, read="mean"),
     "STCA": STCA,
+    "LIME-sum": lambda d, layers, **size: LimeSum(d, r=3, **size),
 }
 
 

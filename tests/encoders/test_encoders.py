@@ -26,6 +26,9 @@ from recsys_edu.training import log_loss
 
 TRANSFORMERS = [
     "concat",
+    "concat, mean",
+    "concat, wide",
+    "concat, wide, mean",
     "append-self",
     "append-causal",
     "append-cross",
@@ -35,6 +38,7 @@ TRANSFORMERS = [
 # Those that keep r rows of a history.
 LOW_RANK = [
     "LIME-MHA",
+    "LIME-sum",
     "LIME-XOR, one block",
     "LIME-XOR, two blocks",
     "LIME-XOR",
@@ -481,6 +485,9 @@ def code_bytes(name, n, d, layers, heads):
         "mean pooling": 4 * d,
         "DIN": 4 * n * (d + a) + n,
         "concat": 4 * tokens * d + tokens,
+        "concat, mean": 4 * tokens * d + tokens,
+        "concat, wide": 4 * tokens * d + tokens,
+        "concat, wide, mean": 4 * tokens * d + tokens,
         "append-self": 4 * tokens * d + tokens,
         "append-causal": 8 * layers * tokens * d + tokens,
         "append-cross": 8 * layers * tokens * d + tokens,
@@ -489,6 +496,7 @@ def code_bytes(name, n, d, layers, heads):
         "STCA": 8 * layers * tokens * d + tokens,
         "HSTU": n * (8 * layers * d + 1 + 8) + 8,
         "LIME-MHA": 4 * (r * d + r * d + r * heads),  # links, what they read, its log
+        "LIME-sum": 4 * (r * d + r * d) + 8,  # links, sums, count
         "LIME-XOR, one block": 4 * (r * d + r * d) + 8 * r,  # links, sums, count
         "LIME-XOR, two blocks": 4 * r * d,
         "LIME-XOR": 4 * r * d,
