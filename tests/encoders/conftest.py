@@ -7,9 +7,11 @@ import pytest
 
 from recsys_edu.encoders.concat import ConcatEncoder
 from recsys_edu.encoders.lime_sum import LimeSum
+from recsys_edu.encoders.pooling import LengthOnly
 from recsys_edu.encoders.stca import STCA
 
 MORE = {
+    "length": lambda d, **size: LengthOnly(d, exact=3),
     "concat, mean": partial(ConcatEncoder, read="mean"),
     "concat, wide": partial(ConcatEncoder, wide=True),
     "concat, wide, mean": partial(ConcatEncoder, wide=True, read="mean"),

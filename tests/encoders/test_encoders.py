@@ -19,9 +19,10 @@ from recsys_edu.cost import nbytes
 from recsys_edu.data import Histories
 from recsys_edu.dlrm import ItemSide
 from recsys_edu.encoders.base import Events, readable
-from recsys_edu.encoders.pooling import MeanPooling
+from recsys_edu.encoders.pooling import LengthOnly, MeanPooling
 from recsys_edu.encoders.single_pass import SinglePassEncoder
 from recsys_edu.encoders.target_attention import DIN
+from recsys_edu.positions import BUCKETS
 from recsys_edu.training import log_loss
 
 TRANSFORMERS = [
@@ -45,11 +46,12 @@ LOW_RANK = [
     "truncated MHA",
     "LREA",
 ]
-ENCODERS = ["mean pooling", "DIN", *TRANSFORMERS, "STCA", "HSTU", *LOW_RANK]
+ENCODERS = ["mean pooling", "length", "DIN", *TRANSFORMERS, "STCA", "HSTU", *LOW_RANK]
 ONE_SEQUENCE = ["append-causal", "append-cross", "append-cross, causal", "HSTU"]
 # An event reads no later one, so a prefix of a history has a code of its own.
 PREFIXED = [
     "mean pooling",
+    "length",
     "DIN",
     "append-causal",
     "append-cross, causal",
@@ -470,7 +472,8 @@ def test_what_happens_in_the_same_second_or_later_changes_no_score(
         before = list(scores(log, row))
         assert list(scores(rewritten(not_earlier), row)) == before
         earlier = same_user & (log.timestamp < second)
-        assert earlier.any() and list(scores(rewritten(earlier), row)) != before
+        moved = list(scores(rewritten(earlier), row)) != before
+        assert earlier.any() and moved == (name != "length")  # which reads no event
     assert tied
 
 
@@ -483,6 +486,7 @@ def code_bytes(name, n, d, layers, heads):
     last = 1 + min(n, r)
     return {
         "mean pooling": 4 * d,
+        "length": 4 * d,
         "DIN": 4 * n * (d + a) + n,
         "concat": 4 * tokens * d + tokens,
         "concat, mean": 4 * tokens * d + tokens,
@@ -638,6 +642,24 @@ def test_mean_pooling_is_the_mean_of_what_is_there():
     pooled = MeanPooling()(Events(history, mask), None, torch.randn(3, 2, 8))
     expected = [history[0, 1:].mean(0), history[1, 0], torch.zeros(8)]
     torch.testing.assert_close(pooled, torch.stack(expected)[:, None].expand(3, 2, 8))
+
+
+def test_length_only_looks_up_how_many_events_there_are_and_reads_none_of_them():
+    """Up to `exact` by one, then in buckets that begin 0, 1, 3, 7 .. events later."""
+    encoder, n = LengthOnly(8, exact=3), 12
+    mask = torch.arange(n) < torch.arange(n + 1)[:, None]  # 0 .. 12 events
+    row = [0, 1, 2, 3, 4, 4, 5, 5, 5, 5, 6, 6, 6]
+    for vectors in torch.randn(2, n + 1, n, 8):
+        h = encoder(Events(vectors, mask), None, torch.randn(n + 1, 2, 8))
+        assert torch.equal(h, encoder.table.weight[row][:, None].expand(-1, 2, 8))
+    visible = torch.arange(n + 1)[None]  # the longest, each prefix a candidate's
+    code = encoder.encode_history(Events(vectors[-1:], mask[-1:], visible), None)
+    assert torch.equal(code[0], encoder.table.weight[row])
+    years = Events(torch.zeros(1, 1, 8).expand(1, 2**10, 8), mask.new_ones(1, 2**10))
+    assert torch.equal(
+        encoder.encode_history(years, None)[0, 0], encoder.table.weight[12]
+    )
+    assert len(encoder.table.weight) == 3 + BUCKETS  # which end at 2^25 events
 
 
 def test_din_is_its_formula():
