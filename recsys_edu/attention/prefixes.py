@@ -99,8 +99,33 @@ def add_prefixes(weights: Tensor, v: Tensor, seen: Tensor) -> Tensor:
             ~chunks.is_read[:, :, None, None], 0.0
         )
         # [B, M, heads, r, dh]
-        total = _rows(whole, chunks.whole) + part @ chunks.started(v)
+        total = rows(whole, chunks.whole) + part @ chunks.started(v)
     return total.transpose(1, 2).flatten(2, 3)
+
+
+def runs(seen: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Readers side by side who read as much: [B, M] as U values, and who has which.
+
+    U is the number of runs in the row that has most. A GPU is waited for, to know it;
+    a graph of a compiler, whose shapes no number decides, keeps all readers apart.
+
+    Returns:
+        Values [B, U], 0 after a row's last, and the run of each reader [B, M] int64;
+        None where that is no fewer.
+
+    Example:
+        >>> runs(torch.tensor([[2, 2, 7, 7], [3, 3, 3, 3]]))
+        (tensor([[2, 7],
+                [3, 0]]), tensor([[0, 0, 1, 1],
+                [0, 0, 0, 0]]))
+    """
+    if torch.compiler.is_compiling() or seen.numel() == 0:
+        return None
+    row = F.pad(seen[:, 1:] != seen[:, :-1], (1, 0)).cumsum(1)
+    count = int(row.max()) + 1
+    if count == seen.shape[1]:
+        return None
+    return seen.new_zeros(len(seen), count).scatter_(1, row, seen), row
 
 
 @dataclass(frozen=True)
@@ -128,11 +153,11 @@ class _Chunks:
 
     def started(self, x: Tensor) -> Tensor:
         """Of chunks [B, K, ...] the one that each reader has begun: [B, M, ...]."""
-        return _rows(x, self.whole.clamp(max=x.shape[1] - 1))
+        return rows(x, self.whole.clamp(max=x.shape[1] - 1))
 
 
-def _rows(x: Tensor, row: Tensor) -> Tensor:
+def rows(x: Tensor, row: Tensor) -> Tensor:
     """x[b, row[b, m]] of x [B, R, ...] -> [B, M, ...], with a cheap gradient."""
     first = torch.arange(len(x), device=x.device).unsqueeze(-1) * x.shape[1]
-    rows = x.flatten(0, 1).index_select(0, (first + row).flatten())
-    return rows.unflatten(0, row.shape)
+    chosen = x.flatten(0, 1).index_select(0, (first + row).flatten())
+    return chosen.unflatten(0, row.shape)

@@ -70,7 +70,7 @@ class LimeSum(Lime):
         self.start = nn.Parameter(torch.randn(d) * d**-0.5)
         self.attention = CrossAttention(d, heads)
 
-    def encode_history(self, events: Events, context: Tensor) -> SumLinks:
+    def encode(self, events: Events, context: Tensor) -> SumLinks:
         """Request clock: r weights of each event, and r sums, O(N d^2 + r N d)."""
         batch = len(events.mask)
         start = self.start.expand(batch, 1, -1)

@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys_edu.attention.pointwise import attend_pointwise
-from recsys_edu.attention.prefixes import add_prefixes, attend_prefixes, sum_prefixes
+from recsys_edu.attention.prefixes import (
+    add_prefixes,
+    attend_prefixes,
+    rows,
+    runs,
+    sum_prefixes,
+)
 from recsys_edu.attention.softmax import attend
 from recsys_edu.cost import count
 
@@ -120,3 +126,27 @@ def test_the_price_of_a_prefix_more_is_the_root_of_the_history(kind):
     more = (flops(65) - flops(1)) / 64
     assert more <= 2 * 80 * r * d
     assert flops(1) - more <= 2 * 2 * n * r * d  # the scan itself: scores and chunks
+
+
+@given(
+    st.integers(1, 6).flatmap(
+        lambda m: st.lists(
+            st.lists(st.integers(0, 2), min_size=m, max_size=m), min_size=1, max_size=3
+        )
+    )
+)
+def test_runs_give_each_reader_what_it_sees(drawn):
+    """In any order; as many as the row that has most of them."""
+    seen = torch.tensor(drawn)
+    most = 1 + (seen[:, 1:] != seen[:, :-1]).sum(1).max()
+    found = runs(seen)
+    assert (found is None) == (most == seen.shape[1])
+    if found is not None:
+        values, row = found
+        assert values.shape == (len(seen), most) and torch.equal(
+            rows(values, row), seen
+        )
+
+
+def test_of_no_reader_there_are_no_runs():
+    assert runs(torch.zeros(2, 0, dtype=torch.int64)) is None
