@@ -63,8 +63,6 @@ def attend_prefixes(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
 def sum_prefixes(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
     """:func:`~recsys_edu.attention.pointwise.attend_pointwise` over prefixes, n = 1.
 
-    A pointwise sum has no maximum: chunks are added up as they come.
-
     Args:
         As of :func:`attend_prefixes`, with ``seen`` in 0 .. N.
 
@@ -74,7 +72,25 @@ def sum_prefixes(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
     q, k, v = in_float32(q, k, v)
     with autocast_off(q):
         weights = F.silu((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2))
-        chunks = _Chunks.of(seen, k.shape[2])
+    return add_prefixes(weights, v, seen)
+
+
+def add_prefixes(weights: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    """sum_j w_j v_j over prefixes, of weights that depend on no other event.
+
+    Such a sum has no maximum: chunks are added up as they come.
+
+    Args:
+        weights: [B, heads, r, N].
+        v: [B, heads, N, dh].
+        seen: [B, M] int64 in 0 .. N, how many leading events each reader reads.
+
+    Returns:
+        [B, heads, M r, dh], in float32 at least.
+    """
+    weights, v = in_float32(weights, v)
+    with autocast_off(v):
+        chunks = _Chunks.of(seen, v.shape[2])
         weights, v = chunks.cut(weights.movedim(-1, 1)), chunks.cut(v.transpose(1, 2))
         weights, v = weights.movedim(2, -1), v.transpose(2, 3)
         whole = (weights @ v).cumsum(1)  # [B, K, heads, r, dh]
@@ -82,10 +98,34 @@ def sum_prefixes(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
         part = chunks.started(weights).masked_fill(
             ~chunks.is_read[:, :, None, None], 0.0
         )
-        total = _rows(whole, chunks.whole) + part @ chunks.started(
-            v
-        )  # [B, M, heads, r, dh]
+        # [B, M, heads, r, dh]
+        total = rows(whole, chunks.whole) + part @ chunks.started(v)
     return total.transpose(1, 2).flatten(2, 3)
+
+
+def runs(seen: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Readers side by side who read as much: [B, M] as U values, and who has which.
+
+    U is the number of runs in the row that has most. A GPU is waited for, to know it;
+    a graph of a compiler, whose shapes no number decides, keeps all readers apart.
+
+    Returns:
+        Values [B, U], 0 after a row's last, and the run of each reader [B, M] int64;
+        None where that is no fewer.
+
+    Example:
+        >>> runs(torch.tensor([[2, 2, 7, 7], [3, 3, 3, 3]]))
+        (tensor([[2, 7],
+                [3, 0]]), tensor([[0, 0, 1, 1],
+                [0, 0, 0, 0]]))
+    """
+    if torch.compiler.is_compiling() or seen.numel() == 0:
+        return None
+    row = F.pad(seen[:, 1:] != seen[:, :-1], (1, 0)).cumsum(1)
+    count = int(row.max()) + 1
+    if count == seen.shape[1]:
+        return None
+    return seen.new_zeros(len(seen), count).scatter_(1, row, seen), row
 
 
 @dataclass(frozen=True)
@@ -113,11 +153,11 @@ class _Chunks:
 
     def started(self, x: Tensor) -> Tensor:
         """Of chunks [B, K, ...] the one that each reader has begun: [B, M, ...]."""
-        return _rows(x, self.whole.clamp(max=x.shape[1] - 1))
+        return rows(x, self.whole.clamp(max=x.shape[1] - 1))
 
 
-def _rows(x: Tensor, row: Tensor) -> Tensor:
+def rows(x: Tensor, row: Tensor) -> Tensor:
     """x[b, row[b, m]] of x [B, R, ...] -> [B, M, ...], with a cheap gradient."""
     first = torch.arange(len(x), device=x.device).unsqueeze(-1) * x.shape[1]
-    rows = x.flatten(0, 1).index_select(0, (first + row).flatten())
-    return rows.unflatten(0, row.shape)
+    chosen = x.flatten(0, 1).index_select(0, (first + row).flatten())
+    return chosen.unflatten(0, row.shape)

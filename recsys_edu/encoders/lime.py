@@ -19,8 +19,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Required, TypedDict, Unpack
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Required, Self, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from recsys_edu.attention.kernels import fuse_links
 from recsys_edu.attention.pointwise import PointwiseBlock, attend_pointwise
 from recsys_edu.attention.precision import in_float32
-from recsys_edu.attention.prefixes import attend_prefixes, sum_prefixes
+from recsys_edu.attention.prefixes import attend_prefixes, rows, runs, sum_prefixes
 from recsys_edu.attention.softmax import CrossAttention, attend_lse, merge
 from recsys_edu.attention.xor import read_links, xor_attention
 from recsys_edu.encoders.base import CannotExtend, Events, HistoryEncoder, readable
@@ -57,6 +57,11 @@ class LinkCode(TensorTree):
     """What is kept of a history: L^P."""
 
     links: Tensor  # [B, 1 or M, r, d]
+
+    def of(self, row: Tensor) -> Self:
+        """Links ``row`` [B, M] of U sets, and nothing that a history grows by."""
+        rest = {f.name: None for f in fields(self) if f.name != "links"}
+        return replace(self, links=rows(self.links, row), **rest)
 
 
 @dataclass(frozen=True)
@@ -131,9 +136,21 @@ class Lime(HistoryEncoder[Tensor | LinkRows, LinkCode]):
         user = self.user_hidden(context.sum(-2)).unsqueeze(1)
         return self.links + self.link_shift(F.silu(self.link_hidden(self.links) + user))
 
-    @abstractmethod
     def encode_history(self, events: Events, context: Tensor) -> LinkCode:
-        """Request clock: L^P and what it takes to go on from it, O(N d^2 + r N d)."""
+        """Request clock: L^P and what it takes to go on from it, O(N d^2 + r N d).
+
+        With ``visible``, candidates side by side that see as much, as those of one
+        request do, share a set of links.
+        """
+        shared = None if events.visible is None else runs(events.visible)
+        if shared is None:
+            return self.encode(events, context)
+        visible, row = shared
+        return self.encode(replace(events, visible=visible), context).of(row)
+
+    @abstractmethod
+    def encode(self, events: Events, context: Tensor) -> LinkCode:
+        """Request clock: as :meth:`encode_history`, a set of links for each prefix."""
 
     def fuse(self, items: Tensor | LinkRows, history: LinkCode) -> Tensor:
         """Candidate clock: weights [..., M, r] of links -> [B, M, d], O(r d).
@@ -188,7 +205,7 @@ class LimeMHA(Lime):
         self.start = nn.Parameter(torch.randn(d) * d**-0.5)
         self.attention = CrossAttention(d, heads)
 
-    def encode_history(self, events: Events, context: Tensor) -> SoftmaxLinks:
+    def encode(self, events: Events, context: Tensor) -> SoftmaxLinks:
         """Request clock: one attention of r links over 1 + N events."""
         start = self.start.expand(len(events.mask), 1, -1)
         k, v = self.attention.keys_values(
@@ -282,7 +299,7 @@ class LimeXOR(Lime):
                 nn.init.orthogonal_(both.data[:d])
                 nn.init.orthogonal_(both.data[d:])
 
-    def encode_history(self, events: Events, context: Tensor) -> PointwiseLinks:
+    def encode(self, events: Events, context: Tensor) -> PointwiseLinks:
         """Request clock: the blocks over links and events.
 
         Raises:

@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys_edu.attention.pointwise import attend_pointwise
-from recsys_edu.attention.prefixes import attend_prefixes, sum_prefixes
+from recsys_edu.attention.prefixes import (
+    add_prefixes,
+    attend_prefixes,
+    rows,
+    runs,
+    sum_prefixes,
+)
 from recsys_edu.attention.softmax import attend
 from recsys_edu.cost import count
 
@@ -31,11 +37,20 @@ def one_by_one(form, q, k, v, seen):
     return torch.cat(rows)
 
 
+def shares(q, k):
+    """A softmax over the queries, as in LimeSum: each key's weights are its own."""
+    return (q @ k.transpose(-1, -2)).softmax(-2)
+
+
 FORMS = {
     "softmax": (attend_prefixes, attend),
     "sum": (sum_prefixes, lambda q, k, v: attend_pointwise(q, k, v, None, 1)),
+    "shares": (
+        lambda q, k, v, seen: add_prefixes(shares(q, k), v, seen),
+        lambda q, k, v: shares(q, k) @ v,
+    ),
 }
-both = pytest.mark.parametrize("kind", FORMS)
+each = pytest.mark.parametrize("kind", FORMS)
 
 
 def draw(seed, b, n, m, r, *, kind="sum", dtype=torch.float64):
@@ -47,7 +62,7 @@ def draw(seed, b, n, m, r, *, kind="sum", dtype=torch.float64):
     return q, k, v, torch.randint(first, n + 1, (b, m), generator=generator)
 
 
-@both
+@each
 @settings(max_examples=40)
 @given(shape=SHAPES, seed=SEEDS)
 def test_a_prefix_among_others_is_the_prefix_alone(kind, shape, seed):
@@ -81,7 +96,7 @@ def test_a_later_score_however_large_drowns_no_earlier_prefix(loud, dtype):
     assert torch.autograd.grad(got.sum(), k)[0].isfinite().all()
 
 
-@both
+@each
 def test_what_stands_behind_a_prefix_is_not_read(kind):
     """However large, if it is finite: padding is."""
     q, k, v, _ = draw(1, b=2, n=11, m=3, r=2)
@@ -99,7 +114,7 @@ def test_a_sum_over_nothing_is_zero_and_there_may_be_no_key_at_all():
     assert got.shape == (2, 2, 6, 4) and (got == 0).all()
 
 
-@both
+@each
 def test_the_price_of_a_prefix_more_is_the_root_of_the_history(kind):
     """A prefix takes at most N / C + C keys, with C = 2 sqrt(N): 80 of 1,024."""
     n, r, d = 1024, 3, 8
@@ -111,3 +126,27 @@ def test_the_price_of_a_prefix_more_is_the_root_of_the_history(kind):
     more = (flops(65) - flops(1)) / 64
     assert more <= 2 * 80 * r * d
     assert flops(1) - more <= 2 * 2 * n * r * d  # the scan itself: scores and chunks
+
+
+@given(
+    st.integers(1, 6).flatmap(
+        lambda m: st.lists(
+            st.lists(st.integers(0, 2), min_size=m, max_size=m), min_size=1, max_size=3
+        )
+    )
+)
+def test_runs_give_each_reader_what_it_sees(drawn):
+    """In any order; as many as the row that has most of them."""
+    seen = torch.tensor(drawn)
+    most = 1 + (seen[:, 1:] != seen[:, :-1]).sum(1).max()
+    found = runs(seen)
+    assert (found is None) == (most == seen.shape[1])
+    if found is not None:
+        values, row = found
+        assert values.shape == (len(seen), most) and torch.equal(
+            rows(values, row), seen
+        )
+
+
+def test_of_no_reader_there_are_no_runs():
+    assert runs(torch.zeros(2, 0, dtype=torch.int64)) is None

@@ -19,13 +19,17 @@ from recsys_edu.cost import nbytes
 from recsys_edu.data import Histories
 from recsys_edu.dlrm import ItemSide
 from recsys_edu.encoders.base import Events, readable
-from recsys_edu.encoders.pooling import MeanPooling
+from recsys_edu.encoders.pooling import LengthOnly, MeanPooling
 from recsys_edu.encoders.single_pass import SinglePassEncoder
 from recsys_edu.encoders.target_attention import DIN
+from recsys_edu.positions import BUCKETS
 from recsys_edu.training import log_loss
 
 TRANSFORMERS = [
     "concat",
+    "concat, mean",
+    "concat, wide",
+    "concat, wide, mean",
     "append-self",
     "append-causal",
     "append-cross",
@@ -35,21 +39,24 @@ TRANSFORMERS = [
 # Those that keep r rows of a history.
 LOW_RANK = [
     "LIME-MHA",
+    "LIME-sum",
     "LIME-XOR, one block",
     "LIME-XOR, two blocks",
     "LIME-XOR",
     "truncated MHA",
     "LREA",
 ]
-ENCODERS = ["mean pooling", "DIN", *TRANSFORMERS, "HSTU", *LOW_RANK]
+ENCODERS = ["mean pooling", "length", "DIN", *TRANSFORMERS, "STCA", "HSTU", *LOW_RANK]
 ONE_SEQUENCE = ["append-causal", "append-cross", "append-cross, causal", "HSTU"]
 # An event reads no later one, so a prefix of a history has a code of its own.
 PREFIXED = [
     "mean pooling",
+    "length",
     "DIN",
     "append-causal",
     "append-cross, causal",
     "two-tower",
+    "STCA",
     "HSTU",
     *(name for name in LOW_RANK if name != "LIME-XOR"),
 ]
@@ -465,7 +472,8 @@ def test_what_happens_in_the_same_second_or_later_changes_no_score(
         before = list(scores(log, row))
         assert list(scores(rewritten(not_earlier), row)) == before
         earlier = same_user & (log.timestamp < second)
-        assert earlier.any() and list(scores(rewritten(earlier), row)) != before
+        moved = list(scores(rewritten(earlier), row)) != before
+        assert earlier.any() and moved == (name != "length")  # which reads no event
     assert tied
 
 
@@ -478,15 +486,21 @@ def code_bytes(name, n, d, layers, heads):
     last = 1 + min(n, r)
     return {
         "mean pooling": 4 * d,
+        "length": 4 * d,
         "DIN": 4 * n * (d + a) + n,
         "concat": 4 * tokens * d + tokens,
+        "concat, mean": 4 * tokens * d + tokens,
+        "concat, wide": 4 * tokens * d + tokens,
+        "concat, wide, mean": 4 * tokens * d + tokens,
         "append-self": 4 * tokens * d + tokens,
         "append-causal": 8 * layers * tokens * d + tokens,
         "append-cross": 8 * layers * tokens * d + tokens,
         "append-cross, causal": 8 * layers * tokens * d + tokens,
         "two-tower": 4 * d,
+        "STCA": 8 * layers * tokens * d + tokens,
         "HSTU": n * (8 * layers * d + 1 + 8) + 8,
         "LIME-MHA": 4 * (r * d + r * d + r * heads),  # links, what they read, its log
+        "LIME-sum": 4 * (r * d + r * d) + 8,  # links, sums, count
         "LIME-XOR, one block": 4 * (r * d + r * d) + 8 * r,  # links, sums, count
         "LIME-XOR, two blocks": 4 * r * d,
         "LIME-XOR": 4 * r * d,
@@ -551,7 +565,7 @@ def test_requests_may_share_their_candidates(ranker, draw_request, assert_same, 
 # Dropout.
 
 
-@pytest.mark.parametrize("name", [*TRANSFORMERS, "HSTU", *LOW_RANK])
+@pytest.mark.parametrize("name", [*TRANSFORMERS, "STCA", "HSTU", *LOW_RANK])
 def test_dropout_is_on_in_training_and_off_in_serving(make_model, draw_request, name):
     request = draw_request(4, b=3, n=6, m=4, full=True)
     model, without = make_model(name, dropout=0.5), make_model(name, dropout=0.0)
@@ -562,7 +576,7 @@ def test_dropout_is_on_in_training_and_off_in_serving(make_model, draw_request, 
     assert torch.equal(without(request), without(request))
 
 
-@pytest.mark.parametrize("name", [*TRANSFORMERS, "HSTU", *LOW_RANK])
+@pytest.mark.parametrize("name", [*TRANSFORMERS, "STCA", "HSTU", *LOW_RANK])
 def test_events_are_dropped_before_anybody_reads_them(make_model, draw_request, name):
     """All of them dropped, and nothing else: what they were makes no difference."""
     model = make_model(name, dropout=0.0).train()
@@ -628,6 +642,24 @@ def test_mean_pooling_is_the_mean_of_what_is_there():
     pooled = MeanPooling()(Events(history, mask), None, torch.randn(3, 2, 8))
     expected = [history[0, 1:].mean(0), history[1, 0], torch.zeros(8)]
     torch.testing.assert_close(pooled, torch.stack(expected)[:, None].expand(3, 2, 8))
+
+
+def test_length_only_looks_up_how_many_events_there_are_and_reads_none_of_them():
+    """Up to `exact` by one, then in buckets that begin 0, 1, 3, 7 .. events later."""
+    encoder, n = LengthOnly(8, exact=3), 12
+    mask = torch.arange(n) < torch.arange(n + 1)[:, None]  # 0 .. 12 events
+    row = [0, 1, 2, 3, 4, 4, 5, 5, 5, 5, 6, 6, 6]
+    for vectors in torch.randn(2, n + 1, n, 8):
+        h = encoder(Events(vectors, mask), None, torch.randn(n + 1, 2, 8))
+        assert torch.equal(h, encoder.table.weight[row][:, None].expand(-1, 2, 8))
+    visible = torch.arange(n + 1)[None]  # the longest, each prefix a candidate's
+    code = encoder.encode_history(Events(vectors[-1:], mask[-1:], visible), None)
+    assert torch.equal(code[0], encoder.table.weight[row])
+    years = Events(torch.zeros(1, 1, 8).expand(1, 2**10, 8), mask.new_ones(1, 2**10))
+    assert torch.equal(
+        encoder.encode_history(years, None)[0, 0], encoder.table.weight[12]
+    )
+    assert len(encoder.table.weight) == 3 + BUCKETS  # which end at 2^25 events
 
 
 def test_din_is_its_formula():

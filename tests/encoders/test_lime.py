@@ -287,6 +287,38 @@ def test_the_last_block_s_events_are_not_computed(ranker, draw_request, name):
 # Amortized training.
 
 
+@pytest.mark.parametrize("name", ["LIME-MHA", "LIME-sum", *list(LAYERS)[:2]])
+def test_candidates_of_one_request_share_a_set_of_links(
+    ranker, draw_request, assert_same, name, monkeypatch
+):
+    """Three sets for nine candidates, made once each; the scores are the same."""
+    request = draw_request(0, b=2, n=6, m=9, full=True)
+    visible = torch.tensor([[2, 5, 6], [0, 4, 4]]).repeat_interleave(3, dim=1)
+    request = replace(request, visible=visible)
+    sets, encode = [], type(ranker(name).float32.encoder).encode
+
+    def noting(self, events, context):
+        sets.append(events.visible.tolist())
+        return encode(self, events, context)
+
+    monkeypatch.setattr(type(ranker(name).float32.encoder), "encode", noting)
+
+    def apart(model):
+        one = (
+            replace(
+                request,
+                candidates=request.candidates[:, [m]],
+                visible=visible[:, [m]],
+            )
+            for m in range(9)
+        )
+        return torch.cat([model(each) for each in one], dim=1)
+
+    ranker(name).float32(request)
+    assert sets == [[[2, 5, 6], [0, 4, 0]]]
+    assert_same(lambda model: model(request), apart, ranker(name))
+
+
 def test_prefixes_of_two_blocks_share_all_keys(ranker, draw_request):
     """Each event is projected once, however many candidates see how much of it."""
     model = ranker("LIME-XOR, two blocks").float32
