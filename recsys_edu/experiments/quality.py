@@ -34,6 +34,7 @@ from recsys_edu.encoders.hstu import HSTU
 from recsys_edu.encoders.lime import LimeMHA, LimeXOR
 from recsys_edu.encoders.low_rank import LREA, TruncatedMHA
 from recsys_edu.encoders.pooling import LengthOnly, MeanPooling
+from recsys_edu.encoders.stca import STCA
 from recsys_edu.encoders.target_attention import DIN
 from recsys_edu.encoders.two_tower import TwoTower
 from recsys_edu.metrics import evaluate
@@ -173,6 +174,7 @@ MODELS: dict[str, Model] = {
     "append-causal": Model(
         transformer(AppendEncoder, causal=True, reads_itself=True), AMORTIZED
     ),
+    "STCA": Model(transformer(STCA), AMORTIZED),
     "HSTU": Model(transformer(HSTU), AMORTIZED),
     "LIME-MHA": Model(low_rank(LimeMHA), AMORTIZED),
     # Of three blocks, as in the paper, a prefix of the history has no links of its own.
