@@ -25,6 +25,9 @@ from recsys_edu.metrics import (
     require_same_rows,
 )
 
+AT_ONCE = 2**22
+"""Numbers that a bootstrap holds at once, 32 MB, however many users and draws."""
+
 
 @dataclass(frozen=True)
 class Within:
@@ -103,17 +106,18 @@ def by_request(
         k: places that NDCG and hit look at.
 
     Raises:
-        ValueError: unequal lengths, a label that is not 0 or 1, a score that is NaN, k
-            below 1, or no request with clicked and unclicked rows.
+        ValueError: unequal lengths, a label that is not 0 or 1, a score that is NaN,
+            numbers of requests that are no integers, k below 1, or no request with
+            clicked and unclicked rows.
 
     Example:
         >>> print(by_request([0, 1, 0, 1], [3, 2, 1, 0], [7, 7, 7, 8]).means())
         within 1 requests: AUC 0.5000, NDCG 0.6309, MRR 0.5000, hit 1.0000
     """
     label, score = as_float64(label), as_float64(score)
+    require_same_rows("label", label, "score", score)
     require("label", label, (label == 0) | (label == 1), "0 or 1")
     ties = _Ties(score, request, k)
-    require_same_rows("label", label, "score", score)
     clicks = ties.sums(label)  # [G]
     size = ties.size
     of_request = np.add.reduceat(clicks, ties.first)  # [R]
@@ -159,7 +163,12 @@ class _Ties:
         require("score", score, ~np.isnan(score), "numbers")
         if len(score) == 0:
             raise ValueError("there is no row to judge")
-        self.k = k
+        if request.dtype.kind not in "iu":  # scores or labels, given in its place
+            raise ValueError(
+                f"request is {request.dtype}: it must be integers, one number for all "
+                "rows of a request"
+            )
+        self.k = min(k, len(score))  # no request has more places
         self.order = np.lexsort((-score, request))
         score, request = score[self.order], request[self.order]
         new = np.append(True, request[1:] != request[:-1])
@@ -206,21 +215,17 @@ class _Ties:
         Of c clicks among g tied rows below a others, the first stands at place j + 1 of
         the g with chance C(g - 1 - j, c - 1) / C(g, c).
         """
-        value = np.zeros(len(self.first))
         lead = self._leading(clicks)
         some = np.flatnonzero(lead < len(clicks))
-        group = lead[some]
-        g, c, a = (x[group].astype(int) for x in (self.size, clicks, self.above))
-        one = c == 1  # nearly always: the sum over places is then over 1 / place alone
-        harmonic = np.append(0, np.cumsum(1 / np.arange(1, (a + g).max(initial=0) + 1)))
-        value[some[one]] = (harmonic[a + g] - harmonic[a])[one] / g[one]
-        for at in np.flatnonzero(~one):
-            j = np.arange(g[at] - c[at] + 1)
-            chance = np.exp(
-                _log_choose(g[at] - 1 - j, c[at] - 1) - _log_choose(g[at], c[at])
-            )
-            value[some[at]] = chance @ (1 / (a[at] + 1 + j))
-        return value
+        g, c, a = (x[lead[some]] for x in (self.size, clicks, self.above))
+        count = (g - c + 1).astype(int)  # places where the first click may stand
+        at = np.repeat(np.arange(len(some)), count)
+        j = np.arange(len(at)) - np.repeat(np.cumsum(count) - count, count)
+        g, c, a = g[at], c[at], a[at]
+        chance = np.exp(_log_choose(g - 1 - j, c - 1) - _log_choose(g, c))
+        return np.bincount(
+            some[at], weights=chance / (a + 1 + j), minlength=len(self.first)
+        )
 
     def any_click(self, clicks: np.ndarray) -> np.ndarray:
         """[R] the chance of a click among the first k.
@@ -266,35 +271,59 @@ def bootstrap(
     Args:
         values: [R] of requests, or [S, R] of S seeds, whose mean is taken first.
         user: [R] whose request it is.
-        weight: [R] what each request counts; None for 1.
+        weight: [R] what each request counts, above 0; None for 1.
+
+    Raises:
+        ValueError: unequal lengths, a value that is not finite, a weight that is not
+            above 0, requests of one user only, who shows nothing of others.
 
     Example:
         >>> interval = bootstrap([0.0, 1.0, 1.0], [4, 4, 9])
         >>> round(interval.mean, 3), interval.n
         (0.667, 2)
     """
-    values = as_float64(values)
-    values = values.mean(0) if values.ndim == 2 else values
-    user = np.asarray(user)
+    values, user = _over_seeds(values), np.asarray(user)
     require_same_rows("values", values, "user", user)
+    require("values", values, np.isfinite(values), "finite")
     weight = np.ones(len(values)) if weight is None else as_float64(weight)
-    _, number = np.unique(user, return_inverse=True)
-    users = number.max() + 1
+    require_same_rows("weight", weight, "values", values)
+    require("weight", weight, (weight > 0) & np.isfinite(weight), "above 0")
+    known, number = np.unique(user, return_inverse=True)
+    users = len(known)
+    if users < 2:
+        raise ValueError(
+            f"an interval over users needs at least 2 of them, got {users}"
+        )
     total = np.bincount(number, weights=values * weight)
     count = np.bincount(number, weights=weight)
-    generator = np.random.default_rng(seed)
-    times = generator.multinomial(users, np.full(users, 1 / users), size=draws)
+    generator, chance = np.random.default_rng(seed), np.full(users, 1 / users)
+    means = []
+    step = max(1, AT_ONCE // users)
+    for done in range(0, draws, step):
+        times = generator.multinomial(users, chance, size=min(step, draws - done))
+        means.append((times @ total) / (times @ count))
     tail = (1 - confidence) / 2
-    low, high = np.quantile((times @ total) / (times @ count), [tail, 1 - tail])
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
     mean = float(total.sum() / count.sum())
-    return Interval(mean, float(low), float(high), int(users))
+    return Interval(mean, float(low), float(high), users)
 
 
 def paired_bootstrap(
     a: ArrayLike, b: ArrayLike, user: ArrayLike, **options: object
 ) -> Interval:
-    """:func:`bootstrap` of a - b, of the same requests: what all share drops out."""
-    return bootstrap(as_float64(a) - as_float64(b), user, **options)
+    """:func:`bootstrap` of a - b, of the same requests: what all share drops out.
+
+    Each is [R], or [S, R] of as many seeds as it has.
+    """
+    a, b = _over_seeds(a), _over_seeds(b)
+    require_same_rows("a", a, "b", b)
+    return bootstrap(a - b, user, **options)
+
+
+def _over_seeds(values: ArrayLike) -> np.ndarray:
+    """[R], or [S, R] of S seeds, whose mean is taken -> [R]."""
+    values = as_float64(values)
+    return values.mean(0) if values.ndim == 2 else values
 
 
 def expected_within_auc(
@@ -309,9 +338,9 @@ def expected_within_auc(
         ValueError: p leaves no pair of a click and a non-click to compare.
     """
     score, p = as_float64(score), as_float64(p)
+    require_same_rows("score", score, "p", p)
     require_probabilities("p", p)
     ties = _Ties(score, request, 1)
-    require_same_rows("p", p, "score", score)
     click, skip = ties.sums(p), ties.sums(1 - p)
     itself = ties.sums(p * (1 - p))  # what the pairs of a row with itself would add
     right = (click * ties.below(skip) - itself / 2).sum()
@@ -338,9 +367,9 @@ def expected_choice(
         ValueError: chances of a request that do not add to 1, a request of one row.
     """
     score, p = as_float64(score), as_float64(p)
+    require_same_rows("score", score, "p", p)
     require_probabilities("p", p)
     ties = _Ties(score, request, k)
-    require_same_rows("p", p, "score", score)
     chance = ties.sums(p)  # [G]
     total = np.add.reduceat(chance, ties.first)
     off = np.abs(total - 1) > 1e-6

@@ -168,3 +168,154 @@ def test_a_batch_moves_as_one(make_log):
     places = []
     batch.map(lambda tensor: places.append(tensor.device.type) or tensor)
     assert places == ["meta"] * 9
+
+
+# --- the rows of a request side by side ----------------------------------------------
+
+# (user, second, request among the user's own, whether it is an event): requests are
+# ragged, interleaved in time, and some go on in a later second.
+SHOWN = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, 4), st.integers(0, 2), st.booleans()),
+    min_size=1,
+    max_size=30,
+)
+
+
+def asked(make_log, shown):
+    shown = sorted(shown, key=lambda row: row[1])
+    user, second, number, event = map(np.array, zip(*shown, strict=True))
+    log = make_log(list(zip(user, second, strict=True)))
+    return dataclasses.replace(log, request=7 * user + number, event=event)
+
+
+@given(
+    shown=SHOWN,
+    batch_size=st.integers(1, 6),
+    max_events=MAX_EVENTS,
+    seed=st.none() | st.integers(0, 9),
+    random=st.randoms(use_true_random=False),
+)
+def test_rows_of_a_request_and_a_second_are_one_batch_row(
+    make_log, shown, batch_size, max_events, seed, random
+):
+    log = asked(make_log, shown)
+    count = random.randint(0, len(log))
+    rows = np.array(random.sample(range(len(log)), count), np.int64)
+    kept = rows.copy()
+    histories, seen, runs, sizes = Histories.from_log(log), [], [], []
+    for batch in batches(
+        log,
+        histories,
+        rows,
+        batch_size=batch_size,
+        max_events=max_events,
+        generator=None if seed is None else np.random.default_rng(seed),
+    ):
+        request, real = batch.request, batch.row >= 0
+        sizes.append(len(batch.row))
+        assert batch.row.shape[1] == real.sum(1).max()  # as wide as it must be
+        assert request.visible is None
+        for b in range(len(batch.row)):
+            own = batch.row[b][real[b]].numpy()
+            assert real[b, : len(own)].all()
+            runs.append((log.request[own[0]], log.timestamp[own[0]]))
+            assert set(log.request[own]) == {runs[-1][0]}
+            assert set(log.timestamp[own]) == {runs[-1][1]}
+            assert request.timestamp[b].tolist() == [runs[-1][1]]
+            assert (request.user[b] == log.user[own]).all()
+            assert request.candidates[b][real[b]].tolist() == log.item[own].tolist()
+            assert batch.label[b][real[b]].tolist() == log.label[own].tolist()
+            known = known_by_loop(log, own[0], len(log))
+            known = [row for row in known if log.event[row]]
+            known = known[max(0, len(known) - max_events) :]
+            mask = request.history.mask[b]
+            for column in ("item", "action", "timestamp"):
+                events = getattr(request.history, column)[b][mask]
+                assert events.tolist() == getattr(log, column)[known].tolist()
+            # A request's rows keep the order in which they were asked for.
+            assert own.tolist() == [row for row in rows if row in own]
+            seen.extend(own.tolist())
+    assert sorted(seen) == sorted(rows.tolist())
+    assert len(set(runs)) == len(runs)  # no request and second is in two batch rows
+    full, rest = divmod(len(runs), batch_size)
+    assert sizes == [batch_size] * full + [rest] * (rest > 0)
+    assert rows.tolist() == kept.tolist()  # the caller's array is left alone
+
+
+def test_a_generator_shuffles_requests_and_never_their_rows(make_log):
+    log = make_log([(e // 4 % 2, e // 4) for e in range(80)])
+    log = dataclasses.replace(log, request=np.arange(80) // 4)
+
+    def run(generator):
+        parts = batches(
+            log, Histories.from_log(log), np.arange(80), batch_size=6,
+            max_events=2, generator=generator,
+        )  # fmt: skip
+        return [row for part in parts for row in part.row.tolist()]
+
+    plain, generator = run(None), np.random.default_rng(0)
+    once, again = run(generator), run(generator)
+    assert plain == np.arange(80).reshape(20, 4).tolist()
+    assert once != plain and once != again
+    assert sorted(once) == sorted(again) == plain
+    assert run(np.random.default_rng(0)) == once
+
+
+def test_a_log_without_requests_is_one_row_each_in_the_order_asked_for(make_log):
+    log = make_log([(0, 0)] * 5 + [(1, 0)] * 5)
+    rows = np.array([7, 2, 2, 9, 0])
+    [batch] = batches(log, Histories.from_log(log), rows, batch_size=9, max_events=1)
+    assert batch.row.tolist() == rows[:, None].tolist()
+
+
+NAMES = ["naive", "mean pooling", "DIN", "concat", "append-self", "append-cross"]
+NAMES += ["append-cross, causal", "HSTU", "LIME-MHA", "LIME-XOR", "two-tower"]
+
+
+@pytest.fixture(scope="module")
+def feed(world):
+    """The world's log in 60 seconds: a user's rows of one are a request, 1 to 12."""
+    log = world.log
+    rank = np.arange(len(log)) * 60 // len(log)
+    _, request = np.unique(log.user * 60 + rank, return_inverse=True)
+    log = dataclasses.replace(
+        log,
+        timestamp=log.timestamp[0] + 90_000 * rank,
+        request=np.random.default_rng(0).permutation(request.max() + 1)[request],
+    )
+    return log, Histories.from_log(log)
+
+
+def some_requests(log):
+    """Rows of 4 requests of 1 to 5 rows or more, in no order."""
+    count = np.bincount(log.request)
+    late = np.bincount(log.request, log.timestamp) / count > np.median(log.timestamp)
+    chosen = [np.flatnonzero((count == size) & late)[0] for size in (1, 2, 3, 5)]
+    rows = np.flatnonzero(np.isin(log.request, chosen))
+    return np.random.default_rng(1).permutation(rows)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_side_by_side_are_those_one_by_one(
+    feed, ranker, assert_same, name, size
+):
+    log, histories = feed
+    rows = some_requests(log)
+
+    def form(model):
+        scores = torch.full((len(log),), torch.nan, dtype=torch.float64)
+        parts = batches(log, histories, rows, batch_size=3, max_events=9)
+        shapes = []
+        for batch in parts:
+            real = batch.row >= 0
+            shapes.append(real.all())
+            scores[batch.row[real]] = model(batch.request)[real].double()
+        assert not all(shapes)  # some candidates are padding
+        return scores[rows]
+
+    def one_by_one(model):
+        each = [impressions_at(log, histories, row, 9) for row in rows[:, None]]
+        return torch.cat([model(one.request)[0] for one in each]).double()
+
+    assert_same(form, one_by_one, ranker(name, size))

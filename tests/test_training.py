@@ -29,6 +29,12 @@ from recsys_edu.data import Features, Histories, split_by_time
 from recsys_edu.data.synthetic import planted_world
 from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
+from recsys_edu.encoders.append import AppendEncoder
+from recsys_edu.encoders.concat import ConcatEncoder
+from recsys_edu.encoders.hstu import HSTU
+from recsys_edu.encoders.lime import LimeMHA
+from recsys_edu.encoders.pooling import MeanPooling
+from recsys_edu.encoders.target_attention import DIN
 from recsys_edu.metrics import evaluate, expected_auc
 from recsys_edu.training import (
     HISTORY,
@@ -431,6 +437,74 @@ def test_scores_read_as_many_events_as_asked(data, mean_pooling):
     with torch.inference_mode():
         expected = torch.sigmoid(model(batch.request))[:, 0].numpy()
     assert (some == expected).all()
+
+
+class Counting(DLRM):
+    """Notes the shape of the items that it goes through."""
+
+    def encode_items(self, item, code=None):
+        self.went = [*getattr(self, "went", ()), tuple(item.shape)]
+        return super().encode_items(item, code)
+
+
+ENCODERS = {
+    "append": partial(AppendEncoder, layers=1),
+    "concat": partial(ConcatEncoder, layers=1),
+    "HSTU": partial(HSTU, layers=1),
+    "LIME-MHA": partial(LimeMHA, r=3),
+    "DIN": DIN,
+    "mean pooling": lambda d: MeanPooling(),
+    "none": None,
+}
+
+
+@pytest.fixture(scope="module")
+def requests(data):
+    """The log with requests of 1 to several rows, which share a second; histories."""
+    log = data[0]
+    rank = np.arange(len(log)) // 100
+    _, request = np.unique(log.user * len(log) + rank, return_inverse=True)
+    seconds = log.timestamp[0] + 90_000 * rank
+    log = replace(log, timestamp=seconds, request=request)
+    assert set(np.bincount(request)) >= {1, 2, 3}
+    return log, Histories.from_log(log)
+
+
+RUNS = partial(user_batches, max_events=9, max_candidates=8, max_tokens=400)
+# Events of "concat" read later ones, so it takes no runs.
+CASES = [(name, by_row(7, 9)) for name in ENCODERS]
+CASES += [(name, RUNS) for name in ENCODERS if name != "concat"]
+
+
+@pytest.mark.parametrize(("name", "batching"), CASES)
+def test_a_catalogue_gone_through_once_scores_as_the_model_does(
+    requests, name, batching
+):
+    """In float64, so that what the two share is all but the last rounding."""
+    log, histories = requests
+    model = dlrm(log, ENCODERS[name], model=Counting).double()
+    for weight in model.parameters():  # large enough for all parts to be heard
+        nn.init.normal_(weight, std=0.5)
+    rows = np.random.default_rng(0).permutation(len(log))[:400]
+    got = score_rows(model, log, histories, rows, batching=batching)
+    assert model.went == [(log.n_items,)]  # once, each item
+    expected, padded = np.full(len(log), np.nan), 0
+    for batch in batching(log, histories, rows):
+        real = batch.row >= 0
+        with torch.inference_mode():
+            p = torch.sigmoid(model(batch.request))
+        expected[batch.row[real]], padded = p[real], padded + (~real).sum()
+    assert padded > 0
+    np.testing.assert_array_max_ulp(got, expected[rows].astype(np.float32), maxulp=1)
+    assert len(np.unique(got)) > 2 * log.n_items  # of users and histories, too
+    # Of fewer rows than items, only theirs are gone through.
+    model.went = []
+    few = rows[: log.n_items - 1]
+    again = score_rows(model, log, histories, few, batching=batching)
+    assert (log.n_items,) not in model.went and len(model.went) > 0
+    assert all(len(shape) == 2 for shape in model.went)
+    if batching.func is batches:  # a run of a user begins with the rows asked for
+        np.testing.assert_array_max_ulp(again, got[: len(few)], maxulp=1)
 
 
 # --- steps ---------------------------------------------------------------------------

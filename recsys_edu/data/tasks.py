@@ -75,6 +75,9 @@ def next_item(
     Where a draw by popularity keeps meeting what the user has had, as in the first
     minutes of a log, it is made uniformly among all that are left.
 
+    Two things tell the taken item without a ranker: that the user has had it, where
+    items are taken again, and, beside draws by popularity, that nobody took it before.
+
     Args:
         log: rows that are no events are left out.
         train, test: K, items of a request; validation has as many as training.
