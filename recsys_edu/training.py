@@ -28,6 +28,14 @@ Batching = Callable[..., Iterator[Impressions]]
 """(log, histories, rows, generator=...) -> batches: ``batches`` or ``user_batches``."""
 
 
+STARTED = 0.99
+"""Validation NE by which a model has begun to learn.
+
+Vectors start small, and their dots near 0, so that a sparse log may show nothing for
+some epochs. What has not started has not converged either, whatever its NE does.
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a model is trained: all but the data and the seed.
@@ -47,7 +55,8 @@ class Recipe:
             weights, a <- averaging a + (1 - averaging) w after each step; 0 for the
             weights themselves.
         max_epochs: epochs at most.
-        patience: epochs without a better validation NE after which training ends.
+        patience: epochs without a better validation NE after which training ends, once
+            it has started: before a validation NE of :data:`STARTED` or less, it waits.
 
     Raises:
         ValueError: a number out of its range.
@@ -326,6 +335,8 @@ class _Course:
     def done(self) -> bool:
         """Whether there is no epoch left, or no patience."""
         waited = len(self.epochs) - 1 - self.best
+        if not self.epochs or self.epochs[self.best].validation.ne > STARTED:
+            waited = 0
         recipe = self.recipe
         return len(self.epochs) >= recipe.max_epochs or waited >= recipe.patience
 

@@ -18,7 +18,7 @@ from pyarrow import csv
 
 from recsys_edu.data.features import Features
 from recsys_edu.data.fetch import Source, fetch, unpack
-from recsys_edu.data.interactions import LAST_SECOND, InteractionLog
+from recsys_edu.data.interactions import LAST_SECOND, InteractionLog, sittings
 from recsys_edu.data.tables import Sheet
 
 TERMS = (
@@ -42,6 +42,7 @@ SOURCES = {
 # What a user did, from the least to the most telling: a later one hides an earlier one.
 ACTIONS = ("skip", "click", "long view", "engage", "hate")
 ENGAGEMENTS = ("is_like", "is_follow", "is_comment", "is_forward")
+PAUSE = 1_800_000  # milliseconds: a longer one between two impressions ends a sitting
 MAX_TAGS = 4  # of a video; bounds the bag [I, MAX_TAGS]
 
 FLAGS = ("is_click", "long_view", *ENGAGEMENTS, "is_hate")
@@ -80,7 +81,9 @@ def load(
     shown at least once. Left out are the impressions of random exposure, a file of
     their own (they would add 0.4 % to 1K, and 83 % to Pure), and the statistics of each
     video, which are averages over the whole month, its future included. The files name
-    no session, so that each impression is a request of its own.
+    no session: a request is a sitting, a user's impressions with no pause longer than
+    half an hour by their milliseconds. It is one visit, whose videos were shown as the
+    user went on, not all at once.
 
     Loading 1K takes about 3 GB of memory at its peak.
 
@@ -117,6 +120,7 @@ def load(
         timestamp=rows["time_ms"][order] // 1000,
         label=rows["is_click"][order].astype(np.float32),
         action=rows["action"][order],
+        request=sittings(user, rows["time_ms"][order], gap=PAUSE),
         event=rows["is_click"][order] == 1 if events == "positive" else None,
         users=_user_features(folder / users, user_ids),
         items=_item_features(folder / videos, item_ids),

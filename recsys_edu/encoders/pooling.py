@@ -1,4 +1,4 @@
-"""Mean pooling: a history is the average of its events; and a control that reads none."""
+"""Mean pooling, a history as the average of its events; and a control beside it."""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ An experiment is a module of this folder with a generator::
         ...                   # one row a run, as soon as it is done
 
 ``names`` are values of the first column of ``KEY``: these alone are run, all if there
-is none. ``done`` maps the keys of rows that are there already to these rows: they are
+is none. (A module that takes others says with ``asked(row, names)`` which rows are
+meant.) ``done`` maps the keys of rows that are there already to these rows: they are
 not run again.
 Rows that are measured side by side, so that their ratios share a machine, cannot be
 taken up in the middle: such a module has no ``KEY``, and its ``runs`` no ``done``.

@@ -118,7 +118,11 @@ def run(
         return [row for row in rows if clean and row["commit"] == here["commit"]]
 
     def asked(row: dict) -> bool:
-        return not (names and key) or row[key[0]] in names
+        if not (names and key):
+            return True
+        if hasattr(module, "asked"):
+            return module.asked(row, names)
+        return row[key[0]] in names
 
     path = record.target() / f"{name}.json"
     unfinished = path.with_suffix(".unfinished")

@@ -1,8 +1,10 @@
 """What the data tests share: a cache of their own, and a file server to break."""
 
 import hashlib
+import io
 import re
 import threading
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -85,6 +87,20 @@ class FileServer:
         self.go_on.set()
         self.http.shutdown()
         self.http.server_close()
+
+
+@pytest.fixture(scope="session")
+def zipped():
+    """A function: name -> content of the members of a zip archive -> its bytes."""
+
+    def make(members: dict[str, bytes]) -> bytes:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+        return buffer.getvalue()
+
+    return make
 
 
 @pytest.fixture

