@@ -266,7 +266,7 @@ def bootstrap(
 
         sum of s_u over the drawn users / sum of n_u over them
 
-    and the interval holds the middle ``confidence`` of the draws (the cluster bootstrap;
+    and the interval holds the middle ``confidence`` of the draws (a cluster bootstrap;
     Field & Welsh, 2007). It says what one draw of test users may have done; other seeds
     are another matter, see ``mean_interval``. Of few users it is too narrow: simulated
     95 % intervals held the truth 88 to 90 times in 100 with 10 users, 93 to 95 with 94.
