@@ -1,6 +1,7 @@
 """Training: what it sees, when it stops, what it leaves behind."""
 
 import json
+import math
 import os
 import random
 import re
@@ -193,8 +194,14 @@ def test_which_rows_are_seen_when(make_log, max_events):
     assert model.widths == {True: max_events, False: max_events}
 
 
+@pytest.fixture
+def started(monkeypatch):
+    """Any NE counts as begun: patience counts from the first epoch on."""
+    monkeypatch.setattr(training, "STARTED", math.inf)
+
+
 @pytest.mark.parametrize("patience", [1, 3])
-def test_without_improvement_it_stops_after_patience(data, patience):
+def test_without_improvement_it_stops_after_patience(data, patience, started):
     log, histories, split = data
     how = recipe(patience=patience, learning_rate=0.0)
     with pytest.warns(UserWarning, match=rf"more patience \({patience}\)"):
@@ -203,14 +210,28 @@ def test_without_improvement_it_stops_after_patience(data, patience):
     assert result.best == 0
 
 
-def test_the_bar_counts_the_epoch_that_it_stopped_after(data, capsys):
+@pytest.mark.parametrize(
+    ("ne", "epochs"), [((1.0, 1.2, 1.1, 1.3), 4), ((0.98,) * 4, 3)]
+)
+def test_what_has_not_started_has_not_converged(data, monkeypatch, ne, epochs):
+    """Patience counts once a validation NE says that something has been learnt."""
+    found = iter(ne)
+    judge = lambda *_: Metrics(0.5, next(found), 1.0)  # noqa: E731
+    monkeypatch.setattr(training, "evaluate", judge)
+    how = recipe(patience=2, learning_rate=0.0, max_epochs=4)
+    with pytest.warns(UserWarning):
+        result = fit(Table(), *data, how, seed=0)
+    assert len(result.epochs) == epochs
+
+
+def test_the_bar_counts_the_epoch_that_it_stopped_after(data, capsys, started):
     with pytest.warns(UserWarning):
         fit(Table(), *data, recipe(patience=2, learning_rate=0.0), seed=0)
     [line] = capsys.readouterr().err.splitlines()
     assert " 3/20 " in line and "validation NE " in line
 
 
-def test_the_best_epoch_s_weights_come_back(data):
+def test_the_best_epoch_s_weights_come_back(data, started):
     """Overfitted on purpose; the weights are those of a run that ends at the best."""
     log, histories, split = data
     how = recipe(256, learning_rate=0.02, weight_decay=0.0)

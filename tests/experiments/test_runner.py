@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from recsys_edu.bench import environment
-from recsys_edu.experiments import quality, record, runner
+from recsys_edu.experiments import record, returns, runner
 
 MODELS, SEEDS = ("DIN", "concat"), (0, 1)
 EVERY = {(model, seed) for model in MODELS for seed in SEEDS}
@@ -184,14 +184,14 @@ def test_what_is_measured_side_by_side_is_recorded_whole_or_not_at_all():
 
 def test_the_command_prints_a_table_and_ends_with_a_line_of_json(monkeypatch, capsys):
     toy = experiment()
-    monkeypatch.setattr(quality, "runs", toy.runs)
-    runner.main(["quality", "DIN"])
+    monkeypatch.setattr(returns, "runs", toy.runs)
+    runner.main(["returns", "DIN"])
     out, err = capsys.readouterr()
     head, row = re.findall(r"^.*\b(?:model|DIN)\b.*$", out, re.MULTILINE)[:2]
     assert head.split() == ["model", "auc", "seeds"]
     assert row.split() == ["DIN", "0.7", "2"]
     line = json.loads(out.splitlines()[-1])
-    assert line["experiment"] == "quality" and line["provenance"] == environment()
+    assert line["experiment"] == "returns" and line["provenance"] == environment()
     assert [row["seed"] for row in line["runs"]] == [0, 1]
     assert "2 rows" in err  # the bar, in a log
 
@@ -215,7 +215,7 @@ def test_an_experiment_that_there_is_not_is_named(capsys):
 
 def test_a_model_that_there_is_not_is_named():
     with pytest.raises(KeyError, match=r"no model \['BERT'\]; there are"):
-        runner.run(quality, ["BERT"])
+        runner.run(returns, ["BERT"])
 
 
 def test_a_table_leaves_out_what_all_rows_share_and_what_a_row_has_not():

@@ -10,7 +10,6 @@ from recsys_edu.encoders.base import Events
 from recsys_edu.encoders.lime import Lime, LimeXOR
 from recsys_edu.experiments import latency, quality, record, variants
 from recsys_edu.scoring.strategies import naive
-from recsys_edu.training import HISTORY
 
 events = partial(torch.randn, 2, 5, 8, dtype=torch.float64)
 
@@ -28,11 +27,6 @@ def links_of(encoder, vectors, context):
     """L^P of histories without padding."""
     mask = torch.ones(vectors.shape[:2], dtype=torch.bool)
     return encoder.encode_history(Events(vectors, mask), context).links
-
-
-def test_test_rows_see_as_many_events_as_training_rows():
-    for batching in (HISTORY.batching, quality.BY_IMPRESSION.batching, quality.SCORING):
-        assert batching.keywords["max_events"] == quality.N
 
 
 @torch.no_grad()
