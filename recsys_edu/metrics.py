@@ -1,5 +1,10 @@
-"""How good a ranking is: AUC, normalized entropy, calibration, and their intervals."""
+"""How good a ranking is: AUC, normalized entropy, calibration, and their intervals.
 
+Over pooled rows here; within requests in :mod:`recsys_edu.ranking`, whose names can be
+imported from here too.
+"""
+
+import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +15,23 @@ from numpy.typing import ArrayLike
 from scipy import stats
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import Tensor
+
+WITHIN_REQUESTS = (
+    "ByRequest",
+    "Within",
+    "bootstrap",
+    "by_request",
+    "expected_choice",
+    "expected_within_auc",
+    "paired_bootstrap",
+)
+
+
+def __getattr__(name: str) -> object:
+    """Names of ``ranking``, which imports this module and so is looked up late."""
+    if name in WITHIN_REQUESTS:
+        return getattr(importlib.import_module("recsys_edu.ranking"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclass(frozen=True)
@@ -34,7 +56,17 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over n runs and its confidence interval [low, high]."""
+    """A mean over n runs, or n users, and its confidence interval [low, high].
+
+    Prints as mean ± half. A bootstrap's bounds are quantiles, which need not lie
+    equally far from the mean; then both are printed.
+
+    Example:
+        >>> print(Interval(0.72, low=0.70, high=0.74, n=5))
+        0.7200 ± 0.0200 (n = 5)
+        >>> print(Interval(0.72, low=0.69, high=0.74, n=94))
+        0.7200 (0.6900 to 0.7400; n = 94)
+    """
 
     mean: float
     low: float
@@ -42,7 +74,10 @@ class Interval:
     n: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.4f} ± {self.high - self.mean:.4f} (n = {self.n})"
+        up, down = self.high - self.mean, self.mean - self.low
+        if abs(up - down) <= 1e-6 * (self.high - self.low):  # but for rounding
+            return f"{self.mean:.4f} ± {up:.4f} (n = {self.n})"
+        return f"{self.mean:.4f} ({self.low:.4f} to {self.high:.4f}; n = {self.n})"
 
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high

@@ -35,7 +35,8 @@ class Within:
 
     auc        chance that a clicked row stands above one that was not clicked, of the
                same request: the mean over requests
-    auc_pairs  the same over all such pairs, so that a request counts by its pairs
+    auc_pairs  the same over all such pairs, so that a request counts by its pairs. The
+               field's GAUC (Zhou et al., 2018) groups by user and counts by rows
     ndcg       NDCG@k (Järvelin & Kekäläinen 2002) with gains 0 and 1
     mrr        1 / place of the first clicked row
     hit        chance that a clicked row is among the first k
@@ -265,8 +266,10 @@ def bootstrap(
 
         sum of s_u over the drawn users / sum of n_u over them
 
-    and the interval holds the middle ``confidence`` of the draws. It says what one draw
-    of test users may have done; other seeds are another matter, see ``mean_interval``.
+    and the interval holds the middle ``confidence`` of the draws (a cluster bootstrap;
+    Field & Welsh, 2007). It says what one draw of test users may have done; other seeds
+    are another matter, see ``mean_interval``. Of few users it is too narrow: simulated
+    95 % intervals held the truth 88 to 90 times in 100 with 10 users, 93 to 95 with 94.
 
     Args:
         values: [R] of requests, or [S, R] of S seeds, whose mean is taken first.

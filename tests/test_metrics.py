@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
+from recsys_edu import metrics, ranking
 from recsys_edu.metrics import (
     Interval,
     best_auc,
@@ -19,6 +20,18 @@ from recsys_edu.metrics import (
     mean_interval,
     next_run,
 )
+
+
+def test_metrics_within_requests_can_be_imported_from_here():
+    public = {
+        name
+        for name, value in vars(ranking).items()
+        if getattr(value, "__module__", "") == ranking.__name__ and name[0] != "_"
+    }
+    assert public == set(metrics.WITHIN_REQUESTS)
+    assert all(getattr(metrics, name) is getattr(ranking, name) for name in public)
+    with pytest.raises(ImportError, match="cannot import name 'by_requests'"):
+        from recsys_edu.metrics import by_requests  # noqa: F401
 
 
 def test_by_hand():
@@ -96,6 +109,24 @@ def test_mean_interval():
 
 def test_an_interval_prints_its_seeds():
     assert str(Interval(0.71234, 0.7111, 0.71358, 5)) == "0.7123 ± 0.0012 (n = 5)"
+
+
+def test_an_interval_prints_both_bounds_where_half_of_it_would_not_say_them():
+    lopsided = Interval(0.71234, 0.7101, 0.71358, 94)
+    assert str(lopsided) == "0.7123 (0.7101 to 0.7136; n = 94)"
+    assert "(-0.0040 to 0.0010; n" in str(Interval(-0.002, -0.004, 0.001, 7))
+    assert str(Interval(0.0, 0.0, 0.0, 3)) == "0.0000 ± 0.0000 (n = 3)"
+
+
+@given(
+    st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=9),
+    st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=9),
+)
+def test_student_s_intervals_print_half_of_theirs(a, b):
+    spread = min(np.std(a), np.std(b))
+    assume(spread > 1e-3)  # of numbers up to 1e4, known to 1e-12
+    for interval in (mean_interval(a), next_run(a), difference(a, b)):
+        assert "±" in str(interval)
 
 
 def test_a_difference_is_welch_s():

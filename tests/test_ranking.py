@@ -151,6 +151,31 @@ def test_ndcg_and_auc_are_scikit_learn_s(k):
     assert found.auc == pytest.approx(auc, **EXACT)
 
 
+@pytest.mark.parametrize("k", [1, 10, 50])
+def test_torchmetrics_agrees_where_it_averages_over_ties_or_there_are_none(k):
+    """It breaks ties of the reciprocal rank and of the hit rate by the rows' places."""
+    retrieval = pytest.importorskip("torchmetrics.retrieval")
+    theirs = {
+        "auc": retrieval.RetrievalAUROC(),
+        "ndcg": retrieval.RetrievalNormalizedDCG(top_k=k),
+        "mrr": retrieval.RetrievalMRR(),
+        "hit": retrieval.RetrievalHitRate(top_k=k),
+    }
+    for scores, names in ((4, ("auc", "ndcg")), (2**20, METRICS)):
+        label, score, request = draw(k, scores=scores)
+        tied = len(set(zip(score, request, strict=True))) < len(score)
+        assert tied == (scores == 4)
+        found = by_request(label, score, request, k=k)
+        judged = np.isin(request, found.request)
+        # Scores above 1 would go through a sigmoid, and be tied there.
+        columns = score / scores, label.astype(int), request
+        rows = [torch.tensor(column[judged]) for column in columns]
+        for name in names:
+            value = theirs[name](rows[0], rows[1], indexes=rows[2])
+            # It computes in float32, and takes the mean of some 25 requests.
+            assert getattr(found.means(), name) == pytest.approx(value.item(), rel=1e-6)
+
+
 def draw(seed, requests=40, scores=4):
     """(label, score, request) of ragged requests in a random order of rows."""
     rng = np.random.default_rng(seed)
