@@ -27,8 +27,6 @@ from recsys_edu.training import log_loss
 
 TRANSFORMERS = [
     "concat",
-    "concat, mean",
-    "concat, wide",
     "concat, wide, mean",
     "append-self",
     "append-causal",
@@ -489,8 +487,6 @@ def code_bytes(name, n, d, layers, heads):
         "length": 4 * d,
         "DIN": 4 * n * (d + a) + n,
         "concat": 4 * tokens * d + tokens,
-        "concat, mean": 4 * tokens * d + tokens,
-        "concat, wide": 4 * tokens * d + tokens,
         "concat, wide, mean": 4 * tokens * d + tokens,
         "append-self": 4 * tokens * d + tokens,
         "append-causal": 8 * layers * tokens * d + tokens,
