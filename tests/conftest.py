@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
 from recsys_edu.encoders.append import AppendEncoder, AppendSelfEncoder
 from recsys_edu.encoders.base import HistoryEncoder
-from recsys_edu.encoders.concat import ConcatEncoder
+from recsys_edu.encoders.concat import ConcatEncoder, WideConcat
 from recsys_edu.encoders.hstu import HSTU
 from recsys_edu.encoders.lime import LimeMHA, LimeXOR
 from recsys_edu.encoders.lime_sum import LimeSum
@@ -39,7 +39,7 @@ ENCODERS = {
     "DIN": lambda d, **size: DIN(d),
     "length": lambda d, **size: LengthOnly(d, exact=3),
     "concat": ConcatEncoder,
-    "concat, wide, mean": partial(ConcatEncoder, wide=True, read="mean"),
+    "concat, wide": WideConcat,
     "append-self": AppendSelfEncoder,
     "append-causal": lambda d, **size: AppendEncoder(d, reads_itself=True, **size),
     "append-cross": lambda d, **size: AppendEncoder(d, causal=False, **size),
