@@ -114,17 +114,13 @@ class Model:
     past_rate: bool = False
 
     def recipe(self, name: str, rate: float) -> Recipe:
-        """How it is trained on a task at a learning rate.
-
-        With a history of its own for each request, an epoch has four times as many
-        steps, so that a third of the epochs is as long.
-        """
+        """How it is trained on a task at a learning rate."""
         return replace(
             self.base,
             batching=self.batching[name],
             learning_rate=rate,
             cooling=True,
-            max_epochs=4 if self.batching is BY_REQUEST else 8,
+            max_epochs=8,
         )
 
     def train(self, task: Task, rate: float, seed: int) -> tuple[DLRM, Fit]:
