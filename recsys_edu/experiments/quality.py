@@ -37,6 +37,7 @@ from recsys_edu.encoders.pooling import LengthOnly, MeanPooling
 from recsys_edu.encoders.stca import STCA
 from recsys_edu.encoders.target_attention import DIN
 from recsys_edu.encoders.two_tower import TwoTower
+from recsys_edu.experiments import record
 from recsys_edu.metrics import evaluate
 from recsys_edu.positions import Recency, TimeGap
 from recsys_edu.ranking import by_request
@@ -183,6 +184,18 @@ MODELS: dict[str, Model] = {
     "append-self": Model(SELF, BY_REQUEST),
     "concat": Model(CONCAT, BY_REQUEST),
 }
+
+
+def train(
+    name: str, seed: int, *, log: str = "100K", task_name: str = "next item"
+) -> tuple[DLRM, Fit]:
+    """Trains ``MODELS[name]`` at the learning rate that was chosen for it.
+
+    Raises:
+        KeyError: there is no such model, or it has not been recorded on this task.
+    """
+    rate = chosen(record.load("quality").runs, log, task_name, name)
+    return MODELS[name].train(task(log, task_name), rate, seed)
 
 
 def past_rate(
