@@ -99,7 +99,7 @@ class Model:
     Attributes:
         encoder: makes the encoder.
         batching: how it is trained on each task.
-        decay: weight decay of AdamW; of a model without history, more of it helps.
+        base: what else its recipe holds.
         positions: says when an event happened, besides its order.
         left_out: user features that it does not get, see chapter 01.
         past_rate: adds the user's past rate of success to the logit, a constant of the
@@ -108,7 +108,7 @@ class Model:
 
     encoder: Callable[[], HistoryEncoder | None]
     batching: Mapping[str, Batching]
-    decay: float = HISTORY.weight_decay
+    base: Recipe = HISTORY
     positions: Callable | None = None
     left_out: tuple[str, ...] = ("user_id", "occupation")
     past_rate: bool = False
@@ -120,10 +120,9 @@ class Model:
         steps, so that a third of the epochs is as long.
         """
         return replace(
-            HISTORY,
+            self.base,
             batching=self.batching[name],
             learning_rate=rate,
-            weight_decay=self.decay,
             cooling=True,
             max_epochs=4 if self.batching is BY_REQUEST else 8,
         )
@@ -162,8 +161,8 @@ SELF = transformer(AppendSelfEncoder)
 CONCAT = transformer(ConcatEncoder)
 
 MODELS: dict[str, Model] = {
-    "naive DLRM": Model(NOTHING, ALONE, NAIVE.weight_decay),
-    "naive DLRM + past rate": Model(NOTHING, ALONE, NAIVE.weight_decay, past_rate=True),
+    "naive DLRM": Model(NOTHING, ALONE, NAIVE),
+    "naive DLRM + past rate": Model(NOTHING, ALONE, NAIVE, past_rate=True),
     "history length": Model(partial(LengthOnly, D), AMORTIZED),
     "mean pooling": Model(MeanPooling, AMORTIZED),
     "DIN": Model(partial(DIN, D), BY_REQUEST),
