@@ -172,8 +172,8 @@ def fit(
         recipe: :data:`NAIVE`, :data:`HISTORY`, or another.
         checkpoint: a file that is written after each epoch. If it is there, training
             goes on from it, with the weights that are in it, to the same end as if it
-            had never stopped. More ``max_epochs`` or ``patience`` than it was begun
-            with are welcome.
+            had never stopped. More ``patience`` than it was begun with is welcome, and
+            more ``max_epochs`` where the learning rate does not cool over them.
 
     Warns:
         UserWarning: the best epoch is the first, or no better than the click rate, see
@@ -207,7 +207,7 @@ def fit(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if checkpoint and Path(checkpoint).exists():
-            course.go_on(*checkpoints.load(checkpoint, run, MAY_GROW))
+            course.go_on(*checkpoints.load(checkpoint, run, _may_grow(recipe)))
         bar = progress(
             total=recipe.max_epochs,
             initial=len(course.epochs),
@@ -304,7 +304,8 @@ def score_rows(
     model.eval()
     probability = np.zeros(len(log), np.float32)
     catalogue = None
-    if isinstance(model, DLRM) and len(rows) >= log.n_items:
+    whole = getattr(type(model), "forward", None) is DLRM.forward
+    if whole and len(rows) >= log.n_items:
         catalogue = model.encode_items(torch.arange(log.n_items, device=device))
     for batch in batching(log, histories, rows):
         request = batch.request.to(device)
@@ -429,7 +430,9 @@ class _Course:
         self.best, self.best_weights = facts["best"], tree("best")
 
 
-MAY_GROW = ("max_epochs", "patience")  # they only say when to end
+def _may_grow(recipe: Recipe) -> tuple[str, ...]:
+    """What only says when to end: where a rate cools, not the number of epochs."""
+    return ("patience",) if recipe.cooling else ("max_epochs", "patience")
 
 
 def _run(

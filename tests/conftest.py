@@ -17,11 +17,14 @@ from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
 from recsys_edu.encoders.append import AppendEncoder, AppendSelfEncoder
 from recsys_edu.encoders.base import HistoryEncoder
-from recsys_edu.encoders.concat import ConcatEncoder
+from recsys_edu.encoders.concat import ConcatEncoder, WideConcat
 from recsys_edu.encoders.hstu import HSTU
 from recsys_edu.encoders.lime import LimeMHA, LimeXOR
+from recsys_edu.encoders.lime_sum import LimeSum
 from recsys_edu.encoders.low_rank import LREA, TruncatedMHA
+from recsys_edu.encoders.pooling import LengthOnly
 from recsys_edu.encoders.pooling import MeanPooling as PackageMeanPooling
+from recsys_edu.encoders.stca import STCA
 from recsys_edu.encoders.target_attention import DIN
 from recsys_edu.encoders.two_tower import TwoTower
 from recsys_edu.positions import Absolute, Recency, TimeGap
@@ -34,14 +37,18 @@ settings.load_profile("no deadline")
 ENCODERS = {
     "mean pooling": lambda d, **size: PackageMeanPooling(),
     "DIN": lambda d, **size: DIN(d),
+    "length": lambda d, **size: LengthOnly(d, exact=3),
     "concat": ConcatEncoder,
+    "concat, wide": WideConcat,
     "append-self": AppendSelfEncoder,
     "append-causal": lambda d, **size: AppendEncoder(d, reads_itself=True, **size),
     "append-cross": lambda d, **size: AppendEncoder(d, causal=False, **size),
     "append-cross, causal": AppendEncoder,
+    "STCA": STCA,
     "HSTU": HSTU,
     "two-tower": TwoTower,
     "LIME-MHA": lambda d, layers, **size: LimeMHA(d, r=3, **size),
+    "LIME-sum": lambda d, layers, **size: LimeSum(d, r=3, **size),
     "LIME-XOR, one block": lambda d, **size: LimeXOR(d, r=3, **size | dict(layers=1)),
     "LIME-XOR, two blocks": lambda d, **size: LimeXOR(d, r=3, **size | dict(layers=2)),
     "LIME-XOR": lambda d, **size: LimeXOR(d, r=3, **size | dict(layers=3)),

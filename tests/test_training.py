@@ -839,6 +839,45 @@ def test_more_epochs_and_more_patience_may_be_asked_for(
     assert outcome(model, result) == unbroken(LONG)
 
 
+COOLING = replace(LONG, cooling=True, max_epochs=4)
+
+
+def test_a_rate_that_cools_falls_by_the_same_amount_each_epoch(data, monkeypatch):
+    rates = []
+
+    def step(model, batches, optimizer, average):
+        rates.extend(group["lr"] for group in optimizer.param_groups)
+        return 0.5
+
+    monkeypatch.setattr(training, "train_epoch", step)
+    with pytest.warns(UserWarning):
+        fit(dropping(data[0]), *data, COOLING, seed=0)
+    assert rates == pytest.approx([0.01, 0.0075, 0.005, 0.0025], rel=1e-12)
+
+
+def test_a_cooling_run_goes_on_as_if_it_had_never_stopped(data, tmp_path, monkeypatch):
+    path = tmp_path / "run.safetensors"
+    whole, model = dropping(data[0]), dropping(data[0])
+    expected = fit(whole, *data, COOLING, seed=0)
+    original, epochs = training.train_epoch, []
+
+    def killed(*arguments):
+        epochs.append(1)
+        if len(epochs) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(training, "train_epoch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, *data, COOLING, seed=0, checkpoint=path)
+    monkeypatch.setattr(training, "train_epoch", original)
+    result = fit(model, *data, COOLING, seed=0, checkpoint=path)
+    assert outcome(model, result) == outcome(whole, expected)
+    with pytest.raises(ValueError, match="max_epochs is 5 here and 4 in the file"):
+        longer = replace(COOLING, max_epochs=5)
+        fit(dropping(data[0]), *data, longer, seed=0, checkpoint=path)
+
+
 def test_a_write_that_fails_leaves_the_checkpoint_before_it(
     data, tmp_path, monkeypatch
 ):

@@ -20,6 +20,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import wraps
 from typing import Any, Literal, Required, Self, TypedDict, Unpack
 
 import torch
@@ -81,6 +82,24 @@ class LinkRows(TensorTree):
         return replace(self, item=self.item[index])
 
 
+def once_a_prefix(encode: Callable[..., LinkCode]) -> Callable[..., LinkCode]:
+    """Wraps ``encode_history``: candidates that read the same prefix share its links.
+
+    Of those side by side, as the candidates of one request are in amortized training:
+    links are then made once for all of them.
+    """
+
+    @wraps(encode)
+    def encode_history(self: Lime, events: Events, context: Tensor) -> LinkCode:
+        shared = None if events.visible is None else runs(events.visible)
+        if shared is None:
+            return encode(self, events, context)
+        visible, row = shared
+        return encode(self, replace(events, visible=visible), context).of(row)
+
+    return encode_history
+
+
 class Lime(HistoryEncoder[Tensor | LinkRows, LinkCode]):
     """What LIME-MHA and LIME-XOR share: the links, the item clock and the sum.
 
@@ -136,21 +155,9 @@ class Lime(HistoryEncoder[Tensor | LinkRows, LinkCode]):
         user = self.user_hidden(context.sum(-2)).unsqueeze(1)
         return self.links + self.link_shift(F.silu(self.link_hidden(self.links) + user))
 
-    def encode_history(self, events: Events, context: Tensor) -> LinkCode:
-        """Request clock: L^P and what it takes to go on from it, O(N d^2 + r N d).
-
-        With ``visible``, candidates side by side that see as much, as those of one
-        request do, share a set of links.
-        """
-        shared = None if events.visible is None else runs(events.visible)
-        if shared is None:
-            return self.encode(events, context)
-        visible, row = shared
-        return self.encode(replace(events, visible=visible), context).of(row)
-
     @abstractmethod
-    def encode(self, events: Events, context: Tensor) -> LinkCode:
-        """Request clock: as :meth:`encode_history`, a set of links for each prefix."""
+    def encode_history(self, events: Events, context: Tensor) -> LinkCode:
+        """Request clock: L^P and what it takes to go on from it, O(N d^2 + r N d)."""
 
     def fuse(self, items: Tensor | LinkRows, history: LinkCode) -> Tensor:
         """Candidate clock: weights [..., M, r] of links -> [B, M, d], O(r d).
@@ -205,7 +212,8 @@ class LimeMHA(Lime):
         self.start = nn.Parameter(torch.randn(d) * d**-0.5)
         self.attention = CrossAttention(d, heads)
 
-    def encode(self, events: Events, context: Tensor) -> SoftmaxLinks:
+    @once_a_prefix
+    def encode_history(self, events: Events, context: Tensor) -> SoftmaxLinks:
         """Request clock: one attention of r links over 1 + N events."""
         start = self.start.expand(len(events.mask), 1, -1)
         k, v = self.attention.keys_values(
@@ -299,7 +307,8 @@ class LimeXOR(Lime):
                 nn.init.orthogonal_(both.data[:d])
                 nn.init.orthogonal_(both.data[d:])
 
-    def encode(self, events: Events, context: Tensor) -> PointwiseLinks:
+    @once_a_prefix
+    def encode_history(self, events: Events, context: Tensor) -> PointwiseLinks:
         """Request clock: the blocks over links and events.
 
         Raises:

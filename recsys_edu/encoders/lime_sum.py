@@ -18,7 +18,7 @@ from recsys_edu.attention.precision import autocast_off, in_float32
 from recsys_edu.attention.prefixes import add_prefixes
 from recsys_edu.attention.softmax import CrossAttention
 from recsys_edu.encoders.base import Events, readable
-from recsys_edu.encoders.lime import Lime, LinkCode, Links
+from recsys_edu.encoders.lime import Lime, LinkCode, Links, once_a_prefix
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class LimeSum(Lime):
         self.start = nn.Parameter(torch.randn(d) * d**-0.5)
         self.attention = CrossAttention(d, heads)
 
-    def encode(self, events: Events, context: Tensor) -> SumLinks:
+    @once_a_prefix
+    def encode_history(self, events: Events, context: Tensor) -> SumLinks:
         """Request clock: r weights of each event, and r sums, O(N d^2 + r N d)."""
         batch = len(events.mask)
         start = self.start.expand(batch, 1, -1)

@@ -36,7 +36,7 @@ from recsys_edu.encoders.base import Events, HistoryEncoder, readable
 from recsys_edu.encoders.hstu import HSTU, RelativeBias, TimedCache
 from recsys_edu.encoders.lime import LimeMHA, LimeXOR, PointwiseLinks, SoftmaxLinks
 from recsys_edu.experiments.latency import LAYERS, D, R, request, world
-from recsys_edu.experiments.quality import MODELS, dataset
+from recsys_edu.experiments.quality import MODELS, task
 from recsys_edu.experiments.quality import D as TRAINED_D
 from recsys_edu.experiments.quality import R as TRAINED_R
 from recsys_edu.training import HISTORY, log_loss
@@ -380,9 +380,10 @@ def training(encoder: Callable[..., HistoryEncoder], n: int) -> Pair:
 
     The learning rate is 0, so that both forms go on having the same weights.
     """
-    log, histories, split = dataset()
+    given = task("100K", "rating")
+    log = given.log
     batching = partial(HISTORY.batching, max_events=n)
-    batches = list(batching(log, histories, split.train))
+    batches = list(batching(log, given.histories, given.split.train))
     batches = batches[:: max(len(batches) // 10, 1)][:10]
     torch.manual_seed(0)
     users = log.users.without(*MODELS["HSTU"].left_out)

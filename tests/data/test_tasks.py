@@ -106,9 +106,10 @@ def test_one_item_of_each_request_was_taken_and_the_others_were_not_had(
 @given(takings=TAKINGS, draw=st.sampled_from(["popularity", "uniform"]))
 @settings(max_examples=30)
 def test_histories_are_those_of_the_log(make_log, takings, draw):
-    user, second, item, event = columns(takings)
-    second = np.arange(len(second)) // 2  # enough of them for every split
-    event[:2] = event[-12:] = True
+    user, _, item, event = columns(3 * takings)
+    # Two rows a second, of which one is an event at least: no part can be empty.
+    second = np.arange(len(user)) // 2
+    event |= second * 2 == np.arange(len(user))
     log = taking(make_log, user, second, item, 14, event=event)
     task, base = next_item(log, train=3, test=4, draw=draw), Histories.from_log(log)
     for name in ("item", "action", "timestamp"):

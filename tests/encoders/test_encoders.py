@@ -27,9 +27,7 @@ from recsys_edu.training import log_loss
 
 TRANSFORMERS = [
     "concat",
-    "concat, mean",
     "concat, wide",
-    "concat, wide, mean",
     "append-self",
     "append-causal",
     "append-cross",
@@ -489,9 +487,7 @@ def code_bytes(name, n, d, layers, heads):
         "length": 4 * d,
         "DIN": 4 * n * (d + a) + n,
         "concat": 4 * tokens * d + tokens,
-        "concat, mean": 4 * tokens * d + tokens,
         "concat, wide": 4 * tokens * d + tokens,
-        "concat, wide, mean": 4 * tokens * d + tokens,
         "append-self": 4 * tokens * d + tokens,
         "append-causal": 8 * layers * tokens * d + tokens,
         "append-cross": 8 * layers * tokens * d + tokens,

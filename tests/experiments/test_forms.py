@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from recsys_edu.data import Histories, split_by_time
+from recsys_edu.data.tasks import rating
 from recsys_edu.encoders.append import AppendEncoder
 from recsys_edu.encoders.hstu import HSTU
 from recsys_edu.experiments import forms
@@ -17,8 +17,7 @@ TIMED = [what for what in forms.SIZES if what != forms.MEMORY]
 def tiny(world, monkeypatch):
     """Every line, at sizes that say nothing, in a second or two."""
     log = world.log
-    small = log, Histories.from_log(log), split_by_time(log)
-    monkeypatch.setattr(forms, "dataset", lambda: small)
+    monkeypatch.setattr(forms, "task", lambda *_: rating(log))
     monkeypatch.setattr(forms, "world", lambda: log)
     monkeypatch.setattr("recsys_edu.experiments.latency.world", lambda: log)
     known = replace(forms.MODELS["HSTU"], left_out=("user_id",))  # no occupation here
