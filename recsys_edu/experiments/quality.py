@@ -37,6 +37,7 @@ from recsys_edu.encoders.pooling import LengthOnly, MeanPooling
 from recsys_edu.encoders.stca import STCA
 from recsys_edu.encoders.target_attention import DIN
 from recsys_edu.encoders.two_tower import TwoTower
+from recsys_edu.experiments import record
 from recsys_edu.metrics import evaluate
 from recsys_edu.positions import Recency, TimeGap
 from recsys_edu.ranking import by_request
@@ -99,7 +100,7 @@ class Model:
     Attributes:
         encoder: makes the encoder.
         batching: how it is trained on each task.
-        decay: weight decay of AdamW; of a model without history, more of it helps.
+        base: what else its recipe holds.
         positions: says when an event happened, besides its order.
         left_out: user features that it does not get, see chapter 01.
         past_rate: adds the user's past rate of success to the logit, a constant of the
@@ -108,24 +109,19 @@ class Model:
 
     encoder: Callable[[], HistoryEncoder | None]
     batching: Mapping[str, Batching]
-    decay: float = HISTORY.weight_decay
+    base: Recipe = HISTORY
     positions: Callable | None = None
     left_out: tuple[str, ...] = ("user_id", "occupation")
     past_rate: bool = False
 
     def recipe(self, name: str, rate: float) -> Recipe:
-        """How it is trained on a task at a learning rate.
-
-        With a history of its own for each request, an epoch has four times as many
-        steps, so that a third of the epochs is as long.
-        """
+        """How it is trained on a task at a learning rate."""
         return replace(
-            HISTORY,
+            self.base,
             batching=self.batching[name],
             learning_rate=rate,
-            weight_decay=self.decay,
             cooling=True,
-            max_epochs=4 if self.batching is BY_REQUEST else 8,
+            max_epochs=8,
         )
 
     def train(self, task: Task, rate: float, seed: int) -> tuple[DLRM, Fit]:
@@ -162,8 +158,8 @@ SELF = transformer(AppendSelfEncoder)
 CONCAT = transformer(ConcatEncoder)
 
 MODELS: dict[str, Model] = {
-    "naive DLRM": Model(NOTHING, ALONE, NAIVE.weight_decay),
-    "naive DLRM + past rate": Model(NOTHING, ALONE, NAIVE.weight_decay, past_rate=True),
+    "naive DLRM": Model(NOTHING, ALONE, NAIVE),
+    "naive DLRM + past rate": Model(NOTHING, ALONE, NAIVE, past_rate=True),
     "history length": Model(partial(LengthOnly, D), AMORTIZED),
     "mean pooling": Model(MeanPooling, AMORTIZED),
     "DIN": Model(partial(DIN, D), BY_REQUEST),
@@ -188,6 +184,18 @@ MODELS: dict[str, Model] = {
     "append-self": Model(SELF, BY_REQUEST),
     "concat": Model(CONCAT, BY_REQUEST),
 }
+
+
+def train(
+    name: str, seed: int, *, log: str = "100K", task_name: str = "next item"
+) -> tuple[DLRM, Fit]:
+    """Trains ``MODELS[name]`` at the learning rate that was chosen for it.
+
+    Raises:
+        KeyError: there is no such model, or it has not been recorded on this task.
+    """
+    rate = chosen(record.load("quality").runs, log, task_name, name)
+    return MODELS[name].train(task(log, task_name), rate, seed)
 
 
 def past_rate(
