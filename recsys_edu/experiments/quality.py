@@ -103,8 +103,8 @@ class Model:
         base: what else its recipe holds.
         positions: says when an event happened, besides its order.
         left_out: user features that it does not get, see chapter 01.
-        past_rate: adds the user's past rate of success to the logit, a constant of the
-            request, see :func:`past_rate`.
+        past_rate: adds the user's past rate of success to the logit, which knows no
+            item, see :func:`past_rate`.
     """
 
     encoder: Callable[[], HistoryEncoder | None]
@@ -203,8 +203,8 @@ def past_rate(
 ) -> np.ndarray:
     """Each row's user's share of successes among earlier events, as log odds, [k].
 
-    Less those of the log, which stand for ten events more. A constant of the request:
-    it lifts or lowers all its rows alike.
+    Less those of the log, which stand for ten events more. It knows no item: it lifts
+    or lowers all rows of a second alike. Over a sitting it moves, as ratings come in.
     """
     order = np.lexsort((log.timestamp, log.user))
     order = order if log.event is None else order[log.event[order]]
