@@ -45,7 +45,9 @@ def rating(log: InteractionLog) -> Task:
     """The log's own rows and labels, split by time.
 
     Which rows share a request is the log's to say; each row reads what came strictly
-    before it, earlier rows of its request too.
+    before it, earlier rows of its request too. So, of two rows of a sitting, the one
+    that was liked less is judged with the better past: a running rate of likes, which
+    knows no item, orders a sitting a little the wrong way round.
     """
     return Task("rating", log, Histories.from_log(log), split_by_time(log))
 
