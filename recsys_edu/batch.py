@@ -265,10 +265,11 @@ def batches(
 
     Rows of one request of the log that share a second, and so a history, are one batch
     row: the ``max_events`` events before them, read once, and their items as M
-    candidates. Where a log tells no requests apart, each row is one, M = 1. The last
-    batch holds what is left. No row is dropped and none is repeated.
+    candidates. Where a log tells no requests apart, or no event is read that they could
+    share, each row is one, M = 1. The last batch holds what is left. No row is dropped
+    and none is repeated.
     """
-    if log.request is None:
+    if log.request is None or max_events == 0:
         first, m = np.arange(len(rows)), np.ones(len(rows), np.int64)
     else:
         alike = np.stack([log.timestamp, histories.end, log.request])[:, rows]

@@ -76,7 +76,7 @@ BY_REQUEST: dict[str, Batching] = {
 """Each request has its own."""
 
 ALONE: dict[str, Batching] = {
-    "next item": partial(batches, batch_size=512, max_events=0),
+    "next item": partial(batches, batch_size=2560, max_events=0),
     "rating": NAIVE.batching,
 }
 """No history."""
