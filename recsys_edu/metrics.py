@@ -1,10 +1,8 @@
 """How good a ranking is: AUC, normalized entropy, calibration, and their intervals.
 
-Over pooled rows here; within requests in :mod:`recsys_edu.ranking`, whose names can be
-imported from here too.
+Over pooled rows here; within requests in :mod:`recsys_edu.ranking`.
 """
 
-import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,23 +13,6 @@ from numpy.typing import ArrayLike
 from scipy import stats
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import Tensor
-
-WITHIN_REQUESTS = (
-    "ByRequest",
-    "Within",
-    "bootstrap",
-    "by_request",
-    "expected_choice",
-    "expected_within_auc",
-    "paired_bootstrap",
-)
-
-
-def __getattr__(name: str) -> object:
-    """Names of ``ranking``, which imports this module and so is looked up late."""
-    if name in WITHIN_REQUESTS:
-        return getattr(importlib.import_module("recsys_edu.ranking"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclass(frozen=True)

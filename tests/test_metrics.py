@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from recsys_edu import metrics, ranking
 from recsys_edu.metrics import (
     Interval,
     best_auc,
@@ -20,18 +19,6 @@ from recsys_edu.metrics import (
     mean_interval,
     next_run,
 )
-
-
-def test_metrics_within_requests_can_be_imported_from_here():
-    public = {
-        name
-        for name, value in vars(ranking).items()
-        if getattr(value, "__module__", "") == ranking.__name__ and name[0] != "_"
-    }
-    assert public == set(metrics.WITHIN_REQUESTS)
-    assert all(getattr(metrics, name) is getattr(ranking, name) for name in public)
-    with pytest.raises(ImportError, match="cannot import name 'by_requests'"):
-        from recsys_edu.metrics import by_requests  # noqa: F401
 
 
 def test_by_hand():
