@@ -19,9 +19,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from functools import wraps
-from typing import Any, Literal, Required, Self, TypedDict, Unpack
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Required, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +29,11 @@ from torch import Tensor, nn
 from recsys_edu.attention.kernels import fuse_links
 from recsys_edu.attention.pointwise import PointwiseBlock, attend_pointwise
 from recsys_edu.attention.precision import in_float32
-from recsys_edu.attention.prefixes import attend_prefixes, rows, runs, sum_prefixes
+from recsys_edu.attention.prefixes import attend_prefixes, sum_prefixes
 from recsys_edu.attention.softmax import CrossAttention, attend_lse, merge
 from recsys_edu.attention.xor import read_links, xor_attention
 from recsys_edu.encoders.base import CannotExtend, Events, HistoryEncoder, readable
+from recsys_edu.encoders.shared import once_a_prefix
 from recsys_edu.tree import TensorTree
 
 PHI: dict[str, Callable[[Tensor], Tensor]] = {
@@ -59,11 +59,6 @@ class LinkCode(TensorTree):
 
     links: Tensor  # [B, 1 or M, r, d]
 
-    def of(self, row: Tensor) -> Self:
-        """Links ``row`` [B, M] of U sets, and nothing that a history grows by."""
-        rest = {f.name: None for f in fields(self) if f.name != "links"}
-        return replace(self, links=rows(self.links, row), **rest)
-
 
 @dataclass(frozen=True)
 class LinkRows(TensorTree):
@@ -80,24 +75,6 @@ class LinkRows(TensorTree):
     def __getitem__(self, index: Any) -> LinkRows:
         """The rows of candidates ``item[index]``."""
         return replace(self, item=self.item[index])
-
-
-def once_a_prefix(encode: Callable[..., LinkCode]) -> Callable[..., LinkCode]:
-    """Wraps ``encode_history``: candidates that read the same prefix share its links.
-
-    Of those side by side, as the candidates of one request are in amortized training:
-    links are then made once for all of them.
-    """
-
-    @wraps(encode)
-    def encode_history(self: Lime, events: Events, context: Tensor) -> LinkCode:
-        shared = None if events.visible is None else runs(events.visible)
-        if shared is None:
-            return encode(self, events, context)
-        visible, row = shared
-        return encode(self, replace(events, visible=visible), context).of(row)
-
-    return encode_history
 
 
 class Lime(HistoryEncoder[Tensor | LinkRows, LinkCode]):
@@ -243,9 +220,9 @@ class LimeMHA(Lime):
 
 @dataclass(frozen=True)
 class PointwiseLinks(LinkCode):
-    """L^P of LIME-XOR, and with one block the sums it came from."""
+    """L^P of LIME-XOR, and with one block the sums it came from; not of M prefixes."""
 
-    total: Tensor | None  # [B, heads, r, dh], or M r of them; None with more blocks
+    total: Tensor | None  # [B, heads, r, dh]
     count: Tensor | None  # [B, r] how many events are in them
 
 
@@ -358,14 +335,14 @@ class LimeXOR(Lime):
         links = first.update(links, u, _mean(total, count, u.dtype))
         for block in rest:
             each = mask.repeat_interleave(r, dim=1).unsqueeze(1)
-            links, total = _read_events(block, links, x, each, count)
-        return self._code(links, total, count)
+            links, _ = _read_events(block, links, x, each, count)
+        return self._code(links, None, None)
 
     def extend(
         self, code: PointwiseLinks, new: Events, context: Tensor
     ) -> PointwiseLinks:
         """Request clock: K new events of a one-block model, O(K d^2 + r K d)."""
-        if code.total is None:
+        if len(self.blocks) > 1:
             raise CannotExtend(
                 f"with {len(self.blocks)} XOR blocks a new event changes how the links "
                 "read every old one, from the second block on. Encode all of it again"
@@ -385,7 +362,9 @@ class LimeXOR(Lime):
         """
         return mask.sum(-1)
 
-    def _code(self, links: Tensor, total: Tensor, count: Tensor) -> PointwiseLinks:
+    def _code(
+        self, links: Tensor, total: Tensor | None, count: Tensor | None
+    ) -> PointwiseLinks:
         links = self.norm(links).unflatten(1, (-1, len(self.links)))
         if len(self.blocks) > 1:
             return PointwiseLinks(links, None, None)

@@ -18,7 +18,8 @@ from recsys_edu.attention.precision import autocast_off, in_float32
 from recsys_edu.attention.prefixes import add_prefixes
 from recsys_edu.attention.softmax import CrossAttention
 from recsys_edu.encoders.base import Events, readable
-from recsys_edu.encoders.lime import Lime, LinkCode, Links, once_a_prefix
+from recsys_edu.encoders.lime import Lime, LinkCode, Links
+from recsys_edu.encoders.shared import once_a_prefix
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from recsys_edu.attention.softmax import CrossAttention, attend
 from recsys_edu.encoders.base import Events, HistoryEncoder, readable
+from recsys_edu.encoders.shared import once_a_prefix
 from recsys_edu.positions import newer
 from recsys_edu.tree import TensorTree
 
@@ -134,6 +135,7 @@ class LREA(RowsEncoder):
             torch.randn(1 + positions, self.r)
         )  # the start's first
 
+    @once_a_prefix
     def encode_history(self, events: Events, context: Tensor) -> Rows:
         """Request clock: r mixtures of 1 + N events, O(r N d + r d^2)."""
         mask = readable(events.mask, events.visible)  # [B, 1 or M, N]
