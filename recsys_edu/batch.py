@@ -266,8 +266,8 @@ def batches(
     Rows of one request of the log that share a second, and so a history, are one batch
     row: the ``max_events`` events before them, read once, and their items as M
     candidates. Where a log tells no requests apart, or no event is read that they could
-    share, each row is one, M = 1. The last batch holds what is left. No row is dropped
-    and none is repeated.
+    share, each row is one, M = 1. Requests of like M share a batch, so that little is
+    padding; one batch may be smaller. No row is dropped and none is repeated.
     """
     if log.request is None or max_events == 0:
         first, m = np.arange(len(rows)), np.ones(len(rows), np.int64)
@@ -281,8 +281,11 @@ def batches(
     order = np.arange(len(first))
     if generator is not None:
         order = generator.permutation(order)
-    for begin in range(0, len(order), batch_size):
-        group = order[begin : begin + batch_size]
+    order = order[np.argsort(m[order], kind="stable")]
+    groups = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    if generator is not None:
+        generator.shuffle(groups)
+    for group in groups:
         one = rows[first[group]]
         start = np.maximum(histories.start[one], histories.end[one] - max_events)
         yield _side_by_side(

@@ -279,10 +279,6 @@ class LimeXOR(Lime):
         self.blocks = nn.ModuleList(
             self.block(d, heads, self.dropout.p) for _ in range(layers)
         )
-        for block in self.blocks:  # scores with variance 1, as between items and links
-            for both in (block.gate_query.weight, block.key_value.weight):
-                nn.init.orthogonal_(both.data[:d])
-                nn.init.orthogonal_(both.data[d:])
 
     @once_a_prefix
     def encode_history(self, events: Events, context: Tensor) -> PointwiseLinks:

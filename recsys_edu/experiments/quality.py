@@ -29,9 +29,10 @@ from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
 from recsys_edu.encoders.append import AppendEncoder, AppendSelfEncoder
 from recsys_edu.encoders.base import HistoryEncoder
-from recsys_edu.encoders.concat import ConcatEncoder
+from recsys_edu.encoders.concat import ConcatEncoder, WideConcat
 from recsys_edu.encoders.hstu import HSTU
 from recsys_edu.encoders.lime import LimeMHA, LimeXOR
+from recsys_edu.encoders.lime_sum import LimeSum
 from recsys_edu.encoders.low_rank import LREA, TruncatedMHA
 from recsys_edu.encoders.pooling import LengthOnly, MeanPooling
 from recsys_edu.encoders.stca import STCA
@@ -82,9 +83,10 @@ ALONE: dict[str, Batching] = {
 """No history."""
 
 SCORING: dict[str, Batching] = {
-    "next item": partial(batches, batch_size=64, max_events=N),
-    "rating": partial(batches, batch_size=1024, max_events=N),
+    "next item": partial(batches, batch_size=8, max_events=N),
+    "rating": partial(batches, batch_size=512, max_events=N),
 }
+"""Some 800 rows a batch: more of concat's M N tokens would fall out of the cache."""
 
 
 @cache
@@ -171,8 +173,11 @@ MODELS: dict[str, Model] = {
         transformer(AppendEncoder, causal=True, reads_itself=True), AMORTIZED
     ),
     "STCA": Model(transformer(STCA), AMORTIZED),
+    "STCA + time gaps": Model(transformer(STCA), AMORTIZED, positions=TimeGap),
     "HSTU": Model(transformer(HSTU), AMORTIZED),
     "LIME-MHA": Model(low_rank(LimeMHA), AMORTIZED),
+    "LIME-MHA + time gaps": Model(low_rank(LimeMHA), AMORTIZED, positions=TimeGap),
+    "LIME-sum": Model(low_rank(LimeSum), AMORTIZED),
     # Of three blocks, as in the paper, a prefix of the history has no links of its own.
     "LIME-XOR": Model(low_rank(LimeXOR, layers=2), AMORTIZED),
     "truncated MHA": Model(low_rank(TruncatedMHA), AMORTIZED),
@@ -183,6 +188,7 @@ MODELS: dict[str, Model] = {
     ),
     "append-self": Model(SELF, BY_REQUEST),
     "concat": Model(CONCAT, BY_REQUEST),
+    "concat, 2d wide": Model(transformer(WideConcat), BY_REQUEST),
 }
 
 
@@ -318,12 +324,20 @@ def runs(
 
 
 def search(
-    models: Mapping[str, Model], log: str, name: str, done: Mapping[tuple, dict]
+    models: Mapping[str, Model],
+    log: str,
+    name: str,
+    done: Mapping[tuple, dict],
+    *,
+    rates: Sequence[float] = RATES,
+    seeds: Sequence[int] = SEEDS,
 ) -> Iterator[dict]:
     """Rows of models on one task of one log: all rates with seed 0, then other seeds.
 
     Args:
         done: key -> row, of runs that need not be made again.
+        rates: learning rates to choose from.
+        seeds: 0, and those that are run at the rate that was chosen.
     """
     task(log, name)  # fetched once, here
     ne = {key: row["validation_ne"] for key, row in done.items()}
@@ -337,13 +351,13 @@ def search(
 
         def go_on(model: str) -> None:
             """The other seeds, once all rates of seed 0 are there."""
-            tried = {rate: ne.get((log, name, model, rate, 0)) for rate in RATES}
+            tried = {rate: ne.get((log, name, model, rate, 0)) for rate in rates}
             if None not in tried.values():
-                for seed in SEEDS[1:]:
+                for seed in seeds[1:]:
                     submit(model, min(tried, key=tried.get), seed)
 
         for model in models:
-            for rate in RATES:
+            for rate in rates:
                 submit(model, rate, 0)
             go_on(model)
         while jobs:
