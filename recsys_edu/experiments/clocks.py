@@ -2,7 +2,7 @@
 
 One request of N events and M candidates, d wide, on a planted catalogue: counted, not
 timed, so that any machine finds the same. A tick of the item clock is an item, of the
-candidate clock a candidate; ``request`` is what the user waits for, with the items' side
+candidate clock a candidate; ``whole`` is what the user waits for, with the items' side
 made before anyone asks. Takes half a minute.
 """
 
@@ -40,9 +40,9 @@ MODELS = (
 def runs(
     names: Sequence[str] = (), done: Mapping[tuple, dict] = NONE
 ) -> Iterator[dict]:
-    """A row for each of :data:`MODELS`: ``item``, ``request``, ``candidate``, ``whole``.
+    """A row for each of :data:`MODELS`: FLOPs of each clock and of the whole request.
 
-    FLOPs; in columns that end on ``_bytes``, bytes that the operations read and write.
+    In columns that end on ``_bytes``, bytes that the operations read and write.
     """
     log = planted_world(seed=0, n_impressions=2 * M, n_items=M).log
     request = random_request(log, N, M, seed=0)

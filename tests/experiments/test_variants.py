@@ -1,5 +1,6 @@
 """What is recorded is what its name says: LIME's variants, and the timed work."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from recsys_edu.attention.pointwise import PointwiseBlock
 from recsys_edu.encoders.base import Events
 from recsys_edu.encoders.lime import Lime, LimeXOR
-from recsys_edu.experiments import latency, quality, record, variants
+from recsys_edu.experiments import latency, lengths, quality, record, variants
 from recsys_edu.scoring.strategies import naive
 
 events = partial(torch.randn, 2, 5, 8, dtype=torch.float64)
@@ -109,6 +110,13 @@ def test_hstu_without_time_never_learns_it():
     learnt = {name for name, w in encoder.named_parameters() if w.requires_grad}
     assert not any(name.endswith(".time") for name in learnt)
     assert all((bias.time == 0).all() for bias in encoder.biases)
+
+
+def test_models_of_the_lengths_differ_from_their_base_in_events_alone():
+    for name, model in lengths.MODELS.items():
+        base = quality.MODELS[lengths.base(name)]
+        assert model == replace(base, events=int(name.rpartition(" = ")[2]))
+        assert model.events in lengths.EVENTS
 
 
 @pytest.mark.parametrize("name", latency.ENCODERS)
