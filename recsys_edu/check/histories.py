@@ -15,7 +15,7 @@ from recsys_edu.batch import History, at_the_end
 from recsys_edu.cost import nbytes
 from recsys_edu.data import Histories
 from recsys_edu.encoders.append import AppendEncoder
-from recsys_edu.encoders.base import Events
+from recsys_edu.encoders.base import Events, HistoryEncoder
 from recsys_edu.encoders.pooling import MeanPooling
 from recsys_edu.encoders.target_attention import DIN
 
@@ -128,7 +128,12 @@ def port_din(attempt: Callable) -> bool:
         ported = attempt(pair)
         if ported is None or ported is ...:
             return None
-        if not isinstance(ported, DIN):
+        # The chapter has a DIN of its own, the package's definition once more.
+        parts = DIN(1, hidden=1).state_dict().keys()
+        if (
+            not isinstance(ported, HistoryEncoder)
+            or ported.state_dict().keys() != parts
+        ):
             raise TypeError(f"expected a DIN, got {type(ported).__name__}")
         events, mask, candidates = data
         return ported(Events(events, mask), None, candidates)

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from recsys_edu.batch import at_the_end
 from recsys_edu.check import histories as exercise
-from recsys_edu.encoders.target_attention import DIN
+from recsys_edu.encoders.base import Events, HistoryEncoder, readable
+from recsys_edu.encoders.target_attention import DIN, HiddenEvents, HiddenItems
 
 CHAPTER = Path(__file__).parents[2] / "chapters/02_reading_the_history.ipynb"
 EXERCISES = {
@@ -205,6 +207,23 @@ def their_own_model(theirs):
     return theirs
 
 
+class NotSplit(HistoryEncoder):
+    """Theirs behind the three methods, every pair still on the candidate clock."""
+
+    def __init__(self, theirs):
+        super().__init__()
+        self.theirs = theirs
+
+    def encode_items(self, items):
+        return items
+
+    def encode_history(self, events, context):
+        return events
+
+    def fuse(self, items, history):
+        return self.theirs(history.vectors, history.mask, items)
+
+
 # --- 5: bytes -------------------------------------------------------------------------
 
 
@@ -239,7 +258,7 @@ WRONG = {
         events_not_requests, one_past_the_end, no_leaks],
     4: [blocks_in_our_order, difference_the_other_way, difference_forgotten,
         difference_in_the_event_alone, sides_swapped, product_and_difference_swapped,
-        bias_forgotten, last_layer_forgotten, their_own_model],
+        bias_forgotten, last_layer_forgotten, their_own_model, NotSplit],
     5: [
         kept(mean, hidden, lambda n, d, layers: 8 * layers * n * d),  # no start token
         kept(mean, hidden, lambda n, d, layers: 4 * layers * (1 + n) * d),  # keys alone
@@ -279,7 +298,18 @@ def cell(name: str) -> str:
 
 @pytest.mark.parametrize("number", EXERCISES)
 def test_the_chapters_attempt_is_blank_and_its_solution_right(number, capsys):
-    names = {"torch": torch, "DIN": DIN, "exercise": exercise}
+    names = {
+        "torch": torch,
+        "nn": nn,
+        "Tensor": Tensor,
+        "Events": Events,
+        "HistoryEncoder": HistoryEncoder,
+        "HiddenEvents": HiddenEvents,
+        "HiddenItems": HiddenItems,
+        "readable": readable,
+        "exercise": exercise,
+    }
+    exec(cell("din"), names)  # the chapter's DIN is its own
     exec(cell(f"attempt-{number}"), names)
     assert capsys.readouterr().out.startswith(f"○ Exercise {number}: not tried yet")
     exec(cell(f"solution-{number}"), names)
