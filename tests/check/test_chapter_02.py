@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys_edu.batch import at_the_end
-from recsys_edu.check import histories as exercise
+from recsys_edu.check import chapter_02 as exercise
 from recsys_edu.encoders.base import Events, HistoryEncoder, readable
 from recsys_edu.encoders.target_attention import DIN, HiddenEvents, HiddenItems
 
