@@ -76,8 +76,7 @@ def cache_key(
     attempt: Callable[[Request, Hashable], Hashable], request: Request
 ) -> bool:
     """Exercise 4: a key that is the same if and only if the kept code still holds."""
-    history, n = request.history, request.history.item.shape[1]
-    order = torch.tensor([*range(n - 2), n - 1, n - 2])
+    history = request.history
 
     def having(**columns: Tensor) -> Request:
         return replace(request, history=replace(history, **columns))
@@ -99,7 +98,7 @@ def cache_key(
         "the first event at another time": having(
             timestamp=_first_moved(history.timestamp)
         ),
-        "two items that change places": having(item=history.item[:, order]),
+        "the items in another order": having(item=history.item.flip(1)),
     }
     try:
         key = attempt(request, "weights of 9:00")
