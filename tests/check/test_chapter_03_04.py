@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from recsys_edu.batch import random_request
-from recsys_edu.check import fusion, m_falcon
+from recsys_edu.check import chapter_03, chapter_04
 from recsys_edu.data.synthetic import planted_world
 from recsys_edu.dlrm import DLRM
 from recsys_edu.embeddings import Embeddings
@@ -42,7 +42,7 @@ def scope() -> Callable[[str], dict[str, Any]]:
     shared["new"] = random_request(log, 8, 9, seed=0)
 
     def of(chapter: str) -> dict[str, Any]:
-        names = dict(shared, exercises=fusion if chapter == "03" else m_falcon)
+        names = dict(shared, exercises=chapter_03 if chapter == "03" else chapter_04)
         if chapter == "03":
             exec(cells(chapter)["formulas"], names)
         return names
@@ -94,13 +94,13 @@ WINDOWS = {
 
 @pytest.mark.parametrize("wrong", WINDOWS.values(), ids=list(WINDOWS))
 def test_wrong_windows(wrong: Callable) -> None:
-    assert not fusion.window_rule(wrong)
+    assert not chapter_03.window_rule(wrong)
 
 
 @pytest.mark.parametrize("wrong", [52, 54, 12, 1, "never", 53.5, "53"])
 def test_wrong_counts(wrong: object) -> None:
-    assert not fusion.sharing_pays(wrong, d=64, layers=2)
-    assert fusion.sharing_pays(53, d=64, layers=2)
+    assert not chapter_03.sharing_pays(wrong, d=64, layers=2)
+    assert chapter_03.sharing_pays(53, d=64, layers=2)
 
 
 def softmax_with(fill: float, scale: bool = True) -> Callable:
@@ -132,14 +132,14 @@ NOTHING = {
 
 @pytest.mark.parametrize("wrong", NOTHING.values(), ids=list(NOTHING))
 def test_wrong_softmaxes(wrong: Callable) -> None:
-    assert not fusion.nothing_to_read(wrong)
+    assert not chapter_03.nothing_to_read(wrong)
 
 
 def test_zeros_may_be_had_in_other_ways() -> None:
     def mended(q, k, v, allowed):
         return softmax_with(-math.inf)(q, k, v, allowed).nan_to_num()
 
-    assert fusion.nothing_to_read(mended)
+    assert chapter_03.nothing_to_read(mended)
 
 
 def middle(keys: Callable, token: Callable = lambda tokens, shares: tokens) -> Callable:
@@ -167,8 +167,8 @@ MIDDLES = {
 
 @pytest.mark.parametrize("wrong", MIDDLES.values(), ids=list(MIDDLES))
 def test_wrong_middle_ways(wrong: Callable) -> None:
-    assert not fusion.middle_way(wrong)
-    assert fusion.middle_way(middle(each))
+    assert not chapter_03.middle_way(wrong)
+    assert chapter_03.middle_way(middle(each))
 
 
 # --- chapter 04 -----------------------------------------------------------------------
@@ -213,8 +213,8 @@ EXTENDED = {
 
 @pytest.mark.parametrize("wrong", EXTENDED.values(), ids=list(EXTENDED))
 def test_wrong_extensions(wrong: Callable) -> None:
-    assert not m_falcon.extend_layer(wrong)
-    assert m_falcon.extend_layer(right)
+    assert not chapter_04.extend_layer(wrong)
+    assert chapter_04.extend_layer(right)
 
 
 SHARES = {
@@ -229,7 +229,7 @@ SHARES = {
 
 @pytest.mark.parametrize("wrong", SHARES.values(), ids=list(SHARES))
 def test_wrong_shares(wrong: Callable) -> None:
-    assert not m_falcon.share_for(wrong)
+    assert not chapter_04.share_for(wrong)
 
 
 FOOLS = {
@@ -247,7 +247,7 @@ FOOLS = {
 @torch.no_grad()
 def test_a_cache_that_is_not_fooled(wrong: Callable, scope: Callable) -> None:
     names = scope("04")
-    assert not m_falcon.fooled(wrong, names["model"], names["new"])
+    assert not chapter_04.fooled(wrong, names["model"], names["new"])
 
 
 def columns(request):
@@ -278,11 +278,11 @@ KEYS = {
 
 @pytest.mark.parametrize("wrong", KEYS.values(), ids=list(KEYS))
 def test_wrong_keys(wrong: Callable, scope: Callable) -> None:
-    assert not m_falcon.cache_key(wrong, scope("04")["new"])
+    assert not chapter_04.cache_key(wrong, scope("04")["new"])
 
 
 def test_a_right_key(scope: Callable) -> None:
     def key(request, version):
         return hash((int(request.user), columns(request), version))
 
-    assert m_falcon.cache_key(key, scope("04")["new"])
+    assert chapter_04.cache_key(key, scope("04")["new"])
