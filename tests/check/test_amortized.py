@@ -26,8 +26,7 @@ def off_by_one(attempt: Callable) -> bool:
     return amortized.off_by_one(attempt, BATCHING, *DATA)
 
 
-def stub(*args, **options):
-    ...
+def stub(*args, **options): ...
 
 
 # --- right ----------------------------------------------------------------------------
@@ -59,9 +58,7 @@ def leaks(model, request, n_actions, late=lambda visible: visible, of=slice(None
     place = torch.arange(history.item.shape[1])
     for m in range(before.shape[1]):
         future = place >= late(request.visible[:, m, None])
-        after = model(
-            replace(request, history=rewritten(history, future, n_actions))
-        )
+        after = model(replace(request, history=rewritten(history, future, n_actions)))
         if not torch.equal(after[of, m], before[of, m]):
             return True
     return False
@@ -206,9 +203,7 @@ WRONG = [
     ),
     (  # the mean of the runs' means
         amortized.masked_mean,
-        lambda loss, row: (
-            loss.where(row >= 0, 0).sum(1) / (row >= 0).sum(1)
-        ).mean(),
+        lambda loss, row: (loss.where(row >= 0, 0).sum(1) / (row >= 0).sum(1)).mean(),
     ),
     (amortized.masked_mean, lambda loss, row: loss.where(row >= 0, 0).sum()),
     (amortized.reads_future, lambda *_: True),
