@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from recsys_edu.batch import user_batches
-from recsys_edu.check import amortized
+from recsys_edu.check import chapter_05
 from recsys_edu.data.interactions import Histories
 from recsys_edu.data.synthetic import planted_world
 
@@ -23,7 +23,7 @@ BATCHING = partial(user_batches, max_events=8, max_candidates=5, max_tokens=200)
 
 
 def off_by_one(attempt: Callable) -> bool:
-    return amortized.off_by_one(attempt, BATCHING, *DATA)
+    return chapter_05.off_by_one(attempt, BATCHING, *DATA)
 
 
 def stub(*args, **options): ...
@@ -71,12 +71,12 @@ def seeing_itself(*args, **options) -> Iterator:
 
 
 RIGHT = [
-    (amortized.visible, steps),
-    (amortized.visible, lambda s: np.searchsorted(s, s, side="left")),
-    (amortized.read, staircase),
-    (amortized.masked_mean, weighted),
-    (amortized.masked_mean, lambda loss, row: loss[row >= 0].mean()),
-    (amortized.reads_future, leaks),
+    (chapter_05.visible, steps),
+    (chapter_05.visible, lambda s: np.searchsorted(s, s, side="left")),
+    (chapter_05.read, staircase),
+    (chapter_05.masked_mean, weighted),
+    (chapter_05.masked_mean, lambda loss, row: loss[row >= 0].mean()),
+    (chapter_05.reads_future, leaks),
     (off_by_one, seeing_itself),
 ]
 
@@ -171,50 +171,53 @@ def other_history(*args, **options):
 
 
 WRONG = [
-    (amortized.visible, lambda s: list(range(len(s)))),  # ties read each other
-    (amortized.visible, lambda s: np.searchsorted(s, s, side="right").tolist()),
-    (amortized.visible, lambda s: [len({x for x in s if x < t}) for t in s]),
-    (amortized.visible, lambda s: [max(0, i - 1) for i in range(len(s))]),
-    (amortized.visible, lambda s: [0, 1, 1, 3]),
-    (amortized.read, nan_of_nothing),
-    (amortized.read, mean_of_nothing),
+    (chapter_05.visible, lambda s: list(range(len(s)))),  # ties read each other
+    (chapter_05.visible, lambda s: np.searchsorted(s, s, side="right").tolist()),
+    (chapter_05.visible, lambda s: [len({x for x in s if x < t}) for t in s]),
+    (chapter_05.visible, lambda s: [max(0, i - 1) for i in range(len(s))]),
+    (chapter_05.visible, lambda s: [0, 1, 1, 3]),
+    (chapter_05.read, nan_of_nothing),
+    (chapter_05.read, mean_of_nothing),
     (
-        amortized.read,
+        chapter_05.read,
         lambda q, k, v, seen: scaled_dot_product_attention(q, k, v),
     ),
-    (amortized.read, lambda q, k, v, n: attend(q, k, v, visible_of(k, n, 1))),
-    (amortized.read, lambda q, k, v, n: attend(q, k, v, visible_of(k, n), scale=False)),
-    (amortized.read, lambda q, k, v, n: attend(q, k, v, visible_of(k, n), dim=0)),
-    (amortized.read, lambda q, k, v, n: staircase(q, k, v, n).detach()),
-    (amortized.read, lambda q, k, v, n: torch.zeros_like(q)),
+    (chapter_05.read, lambda q, k, v, n: attend(q, k, v, visible_of(k, n, 1))),
+    (
+        chapter_05.read,
+        lambda q, k, v, n: attend(q, k, v, visible_of(k, n), scale=False),
+    ),
+    (chapter_05.read, lambda q, k, v, n: attend(q, k, v, visible_of(k, n), dim=0)),
+    (chapter_05.read, lambda q, k, v, n: staircase(q, k, v, n).detach()),
+    (chapter_05.read, lambda q, k, v, n: torch.zeros_like(q)),
     (  # masked after the softmax, and not normalised again
-        amortized.read,
+        chapter_05.read,
         lambda q, k, v, n: (
             ((q @ k.T / math.sqrt(q.shape[1])).softmax(-1) * visible_of(k, n)) @ v
         ),
     ),
-    (amortized.masked_mean, lambda loss, row: loss.mean()),
-    (amortized.masked_mean, lambda loss, row: loss[row > 0].mean()),
-    (amortized.masked_mean, lambda loss, row: (loss * (row >= 0)).sum() / row.numel()),
-    (amortized.masked_mean, lambda loss, row: (loss * (row >= 0)).mean()),
+    (chapter_05.masked_mean, lambda loss, row: loss.mean()),
+    (chapter_05.masked_mean, lambda loss, row: loss[row > 0].mean()),
+    (chapter_05.masked_mean, lambda loss, row: (loss * (row >= 0)).sum() / row.numel()),
+    (chapter_05.masked_mean, lambda loss, row: (loss * (row >= 0)).mean()),
     (  # inf * 0 is NaN
-        amortized.masked_mean,
+        chapter_05.masked_mean,
         lambda loss, row: (loss * (row >= 0)).sum() / (row >= 0).sum(),
     ),
     (  # the mean of the runs' means
-        amortized.masked_mean,
+        chapter_05.masked_mean,
         lambda loss, row: (loss.where(row >= 0, 0).sum(1) / (row >= 0).sum(1)).mean(),
     ),
-    (amortized.masked_mean, lambda loss, row: loss.where(row >= 0, 0).sum()),
-    (amortized.reads_future, lambda *_: True),
-    (amortized.reads_future, lambda *_: False),
-    (amortized.reads_future, every_event_at_once),
-    (amortized.reads_future, after_the_last),
-    (amortized.reads_future, first_impression),
-    (amortized.reads_future, early_half),
-    (amortized.reads_future, partial(leaks, late=lambda visible: visible + 1)),
-    (amortized.reads_future, partial(leaks, late=lambda visible: visible - 1)),
-    (amortized.reads_future, partial(leaks, of=0)),  # the first user alone
+    (chapter_05.masked_mean, lambda loss, row: loss.where(row >= 0, 0).sum()),
+    (chapter_05.reads_future, lambda *_: True),
+    (chapter_05.reads_future, lambda *_: False),
+    (chapter_05.reads_future, every_event_at_once),
+    (chapter_05.reads_future, after_the_last),
+    (chapter_05.reads_future, first_impression),
+    (chapter_05.reads_future, early_half),
+    (chapter_05.reads_future, partial(leaks, late=lambda visible: visible + 1)),
+    (chapter_05.reads_future, partial(leaks, late=lambda visible: visible - 1)),
+    (chapter_05.reads_future, partial(leaks, of=0)),  # the first user alone
     (off_by_one, BATCHING),
     (off_by_one, shifted(lambda seen: seen + 2)),
     (off_by_one, shifted(lambda seen: seen - 1)),
