@@ -157,6 +157,15 @@ def test_every_clock_has_a_colour_of_its_own():
     assert len(set(viz.CLOCK_COLOURS.values())) == 3
 
 
+def test_a_clock_s_colour_means_nothing_else():
+    viz.use_style()
+    others = {
+        *viz.MODEL_COLOURS.values(),
+        *rcParams["axes.prop_cycle"].by_key()["color"],
+    }
+    assert not set(viz.CLOCK_COLOURS.values()) & others
+
+
 def test_the_style_is_deterministic_and_can_be_set_twice():
     before = dict(rcParams)
     viz.use_style()

@@ -6,7 +6,7 @@ from typing import Literal
 
 from recsys_edu.check.differences import Grid
 
-_LOOK = {"pass": ("✓", "#009E73"), "fail": ("✗", "#D55E00"), "blank": ("○", "#767676")}
+_LOOK = {"pass": ("✓", "#117733"), "fail": ("✗", "#CC3311"), "blank": ("○", "#767676")}
 _WRONG_CELL = "background:#FBE3D6;color:#7A2E00;font-weight:bold"
 
 

@@ -1,8 +1,9 @@
 """One look for every figure: the same colour for the same clock and the same model.
 
-The palette is Okabe and Ito's, which people with colour-blindness can tell apart,
-plus darker and lighter shades of it, since there are more models than its eight
-colours. A model therefore also has a marker and a line style of its own.
+The clocks' palette is Okabe and Ito's, which people with colour-blindness can tell
+apart; it means clocks and nothing else. Models have other colours. There are more of
+them than colours that all can tell apart, so each also has a marker and a line style of
+its own.
 """
 
 from matplotlib import pyplot as plt
@@ -21,14 +22,14 @@ _MODEL_STYLES: dict[str, tuple[str, str, str]] = {
     "naive DLRM": ("#000000", "o", ":"),
     "mean pooling": ("#767676", "s", ":"),
     "DIN": ("#E69F00", "^", "-"),
-    "concat": ("#D55E00", "D", "-"),
+    "concat": ("#882255", "D", "-"),
     "append-self": ("#56B4E9", "v", "--"),
-    "append-causal": ("#0072B2", "<", "-."),
+    "append-causal": ("#4477AA", "<", "-."),
     "append-cross": ("#00456B", ">", "-"),
     "two-tower": ("#B3A500", "h", ":"),
     "HSTU": ("#CC79A7", "*", "-"),
-    "LIME-MHA": ("#009E73", "P", "-"),
-    "LIME-XOR": ("#00573F", "X", "--"),
+    "LIME-MHA": ("#44AA99", "P", "-"),
+    "LIME-XOR": ("#117733", "X", "--"),
     "truncated MHA": ("#A6761D", "p", "--"),
     "LREA": ("#6B3E00", "d", "-."),
 }
@@ -87,9 +88,9 @@ def use_style() -> None:
             "lines.markersize": 7,
             "axes.prop_cycle": plt.cycler(
                 color=[
-                    "#0072B2",
-                    "#D55E00",
-                    "#009E73",
+                    "#4477AA",
+                    "#CC6677",
+                    "#117733",
                     "#CC79A7",
                     "#E69F00",
                     "#56B4E9",
