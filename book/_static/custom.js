@@ -1,5 +1,26 @@
-// Three gaps in what the theme does for keyboards and screen readers.
+// What scrolls sideways says so: it fades out at its right until its end is in view.
+function markCut(box) {
+  const hidden = box.scrollWidth - box.clientWidth - box.scrollLeft;
+  box.classList.toggle("tc-cut", hidden > 4);
+}
+
 addEventListener("load", () => {
+  const boxes = document.querySelectorAll(
+    ".bd-article :is(pre, .pst-scrollable-table-container, .tc-clock-table, .output)",
+  );
+  const watch = new ResizeObserver((seen) => seen.forEach((s) => markCut(s.target)));
+  boxes.forEach((box) => {
+    watch.observe(box);
+    box.addEventListener("scroll", () => markCut(box), { passive: true });
+  });
+  // Words that a search led to are marked until the reader acts.
+  addEventListener("click", () => {
+    document.querySelectorAll("span.highlighted").forEach((word) => {
+      word.classList.remove("highlighted");
+    });
+  });
+
+  // Three gaps in what the theme does for keyboards and screen readers.
   // A table that scrolls sideways can only be scrolled by key if it takes the focus.
   document.querySelectorAll(".pst-scrollable-table-container").forEach((box) => {
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;

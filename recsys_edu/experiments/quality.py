@@ -107,6 +107,7 @@ class Model:
         left_out: user features that it does not get, see chapter 01.
         past_rate: adds the user's past rate of success to the logit, which knows no
             item, see :func:`past_rate`.
+        events: the most of a history that it sees, in training and after it.
     """
 
     encoder: Callable[[], HistoryEncoder | None]
@@ -115,12 +116,13 @@ class Model:
     positions: Callable | None = None
     left_out: tuple[str, ...] = ("user_id", "occupation")
     past_rate: bool = False
+    events: int = N
 
     def recipe(self, name: str, rate: float) -> Recipe:
         """How it is trained on a task at a learning rate."""
         return replace(
             self.base,
-            batching=self.batching[name],
+            batching=partial(self.batching[name], max_events=self.events),
             learning_rate=rate,
             cooling=True,
             max_epochs=8,
@@ -158,10 +160,11 @@ CROSS = transformer(AppendEncoder, causal=True)
 BIDIRECTIONAL = transformer(AppendEncoder, causal=False)
 SELF = transformer(AppendSelfEncoder)
 CONCAT = transformer(ConcatEncoder)
+RECENCY = partial(Recency, N)
 
 MODELS: dict[str, Model] = {
-    "naive DLRM": Model(NOTHING, ALONE, NAIVE),
-    "naive DLRM + past rate": Model(NOTHING, ALONE, NAIVE, past_rate=True),
+    "naive DLRM": Model(NOTHING, ALONE, NAIVE, events=0),
+    "naive DLRM + past rate": Model(NOTHING, ALONE, NAIVE, past_rate=True, events=0),
     "history length": Model(partial(LengthOnly, D), AMORTIZED),
     "mean pooling": Model(MeanPooling, AMORTIZED),
     "DIN": Model(partial(DIN, D), BY_REQUEST),
@@ -183,11 +186,11 @@ MODELS: dict[str, Model] = {
     "truncated MHA": Model(low_rank(TruncatedMHA), AMORTIZED),
     "LREA": Model(low_rank(LREA), AMORTIZED),
     "append-cross": Model(BIDIRECTIONAL, BY_REQUEST),
-    "append-cross + recency": Model(
-        BIDIRECTIONAL, BY_REQUEST, positions=partial(Recency, N)
-    ),
+    "append-cross + recency": Model(BIDIRECTIONAL, BY_REQUEST, positions=RECENCY),
     "append-self": Model(SELF, BY_REQUEST),
+    "append-self + recency": Model(SELF, BY_REQUEST, positions=RECENCY),
     "concat": Model(CONCAT, BY_REQUEST),
+    "concat + recency": Model(CONCAT, BY_REQUEST, positions=RECENCY),
     "concat, 2d wide": Model(transformer(WideConcat), BY_REQUEST),
 }
 
@@ -222,14 +225,15 @@ def past_rate(
 
 
 def score(model: Model, ranker: DLRM, task: Task, rows: np.ndarray) -> np.ndarray:
-    """Probabilities of rows of the task's log, by the last N events before each.
+    """Probabilities of rows of the task's log, by the last events before each.
 
     Where a test request has more items beside the taken one than a training request,
     success is rarer than the model has learnt. The difference of the log odds is known,
     and is added: it moves no row past another.
     """
     data = task.log, task.histories, rows
-    p = score_rows(ranker, *data, batching=SCORING[task.name]).astype(np.float64)
+    batching = partial(SCORING[task.name], max_events=model.events)
+    p = score_rows(ranker, *data, batching=batching).astype(np.float64)
     logits = logit(p.clip(1e-7, 1 - 1e-7))
     if task.name == "next item":
         label, split = task.log.label, task.split
@@ -369,6 +373,37 @@ def search(
                 if row["seed"] == 0:
                     go_on(row["model"])
                 yield row
+
+
+def vary(
+    models: Mapping[str, Model],
+    base: Callable[[str], str],
+    log: str,
+    name: str,
+    names: Sequence[str],
+    done: Mapping[tuple, dict],
+) -> Iterator[dict]:
+    """Rows of variants of recorded models, each at the rate chosen for its base.
+
+    Three seeds: those of the base's runs are what they are compared with.
+
+    Args:
+        base: a variant's name -> the name of the one of :data:`MODELS` that it varies.
+        names: of variants; all, if none is named.
+        done: key -> row, of runs that need not be made again.
+
+    Raises:
+        KeyError: a name that is not among the variants, or a base that is not recorded.
+    """
+    if unknown := set(names) - set(models):
+        raise KeyError(f"no model {sorted(unknown)}; there are {list(models)}")
+    by_rate: dict[float, dict[str, Model]] = {}
+    recorded = record.load("quality").runs
+    for variant in names or models:
+        rate = chosen(recorded, log, name, base(variant))
+        by_rate.setdefault(rate, {})[variant] = models[variant]
+    for rate, some in by_rate.items():
+        yield from search(some, log, name, done, rates=(rate,), seeds=SEEDS[:3])
 
 
 def _key(row: Mapping) -> tuple:

@@ -17,22 +17,16 @@ from recsys_edu.attention.pointwise import PointwiseBlock
 from recsys_edu.encoders.hstu import HSTU
 from recsys_edu.encoders.lime import LimeMHA, LimeXOR
 from recsys_edu.encoders.low_rank import LREA, TruncatedMHA
-from recsys_edu.experiments import record
 from recsys_edu.experiments.quality import (
     AMORTIZED,
     BY_REQUEST,
     KEY,  # noqa: F401  # of the rows here too
     NONE,
     Model,
-    chosen,
     low_rank,
-    search,
     transformer,
+    vary,
 )
-from recsys_edu.experiments.quality import SEEDS as ALL_SEEDS
-
-SEEDS = ALL_SEEDS[:3]
-LOG, TASK = "100K", "next item"
 
 
 class Uncontextual(LimeMHA):
@@ -169,15 +163,6 @@ def runs(
         done: key -> row, of runs that need not be made again.
 
     Raises:
-        KeyError: a name that is not among the models, or a model that they vary is not
-            recorded.
+        KeyError: a name that is not among the models, or a base that is not recorded.
     """
-    if unknown := set(names) - set(MODELS):
-        raise KeyError(f"no model {sorted(unknown)}; there are {list(MODELS)}")
-    by_rate: dict[float, dict[str, Model]] = {}
-    recorded = record.load("quality").runs
-    for name in names or MODELS:
-        rate = chosen(recorded, LOG, TASK, base(name))
-        by_rate.setdefault(rate, {})[name] = MODELS[name]
-    for rate, models in by_rate.items():
-        yield from search(models, LOG, TASK, done, rates=(rate,), seeds=SEEDS)
+    return vary(MODELS, base, "100K", "next item", names, done)

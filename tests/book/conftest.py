@@ -104,9 +104,12 @@ FACTS = """() => {
   };
 }"""
 
-# How far the page scrolls sideways with every fold open, and what sticks out.
-OVERFLOW = """() => {
+# How far the page scrolls sideways with every fold open, what sticks out, and which box
+# hides a part of what it holds and does not show it by fading out (custom.css).
+OVERFLOW = """async () => {
   document.querySelectorAll("details").forEach((fold) => { fold.open = true; });
+  const frame = () => new Promise(requestAnimationFrame);
+  await frame(); await frame(); await frame();
   const width = document.documentElement.clientWidth;
   const article = document.querySelector(".bd-article, .bd-search-container");
   const out = [...article.querySelectorAll("*")].filter(
@@ -117,6 +120,13 @@ OVERFLOW = """() => {
     by: document.documentElement.scrollWidth - width,
     culprits: out.slice(0, 3).map((node) => node.outerHTML.slice(0, 100)),
     margin: text.left,
+    silent: [...article.querySelectorAll("*")].filter((box) => {
+      const style = getComputedStyle(box);
+      const cut = box.scrollWidth > box.clientWidth + 4 && box.clientWidth > 0;
+      return cut && style.overflowX !== "visible" && style.display !== "inline"
+        && !box.closest("mjx-assistive-mml, .visually-hidden, .headerlink")
+        && style.maskImage === "none";
+    }).map((box) => box.outerHTML.slice(0, 100)),
   };
 }"""
 

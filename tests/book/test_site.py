@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
+import numpy as np
 import pytest
 import yaml
+from matplotlib import pyplot as plt
 from playwright.sync_api import Browser, Page, expect
 
 from recsys_edu.cost.clocks import Clock
@@ -99,6 +102,13 @@ def test_page_fits_a_phone(visit: Callable[[str], Visit], path: str) -> None:
     assert 12 <= overflow["margin"] <= 32, "text at the edge, or squeezed"
 
 
+@pytest.mark.parametrize("path", PAGES)
+def test_what_a_phone_cuts_off_shows_that_it_goes_on(
+    visit: Callable[[str], Visit], path: str
+) -> None:
+    assert visit(path).overflow["silent"] == []
+
+
 @pytest.mark.parametrize("path", [*PAGES, *GENERATED])
 def test_page_is_accessible(visit: Callable[[str], Visit], path: str) -> None:
     """No serious or critical finding of axe-core: light and wide, dark and narrow."""
@@ -136,22 +146,47 @@ def test_search_finds_a_word(page: Page, site: str) -> None:
     expect(page.locator("#search-results")).to_contain_text("Glossary")
 
 
-def test_dark_mode_keeps_figures_on_paper(page: Page) -> None:
-    def background(selector: str) -> str:
-        script = "node => getComputedStyle(node).backgroundColor"
-        return page.locator(selector).first.evaluate(script)
+def test_what_fades_out_is_whole_at_its_end(site: str, browser: Browser) -> None:
+    phone = open_page(browser, width=390)
+    phone.goto(f"{site}{CHAPTERS[0]}.html")
+    settle(phone)
+    box = phone.locator(".bd-article pre.tc-cut").first
+    box.evaluate("node => node.setAttribute('data-looked-at', '')")
+    box.evaluate("node => { node.scrollLeft = node.scrollWidth; }")
+    expect(phone.locator("[data-looked-at]")).not_to_have_class(re.compile("tc-cut"))
+    phone.context.close()
 
-    assert background("body") == "rgb(255, 255, 255)"
+
+def test_a_phone_shows_all_three_clocks_of_a_design(
+    site: str, browser: Browser
+) -> None:
+    phone = open_page(browser, width=390)
+    phone.goto(site)
+    settle(phone)
+    cells = phone.locator("table.tc-clocks tbody tr").last.locator("td")
+    assert cells.count() == 4
+    for cell in cells.all():
+        box = cell.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+    phone.context.close()
+
+
+def test_dark_mode_darkens_figures(page: Page) -> None:
+    """Their paper lets the page through, and what was black on it is light."""
     switch = page.locator(".theme-switch-button:visible")
     for _ in range(3):  # light, dark and the system's own take turns
         if page.locator("html").get_attribute("data-theme") == "dark":
             break
         switch.click()
     assert page.locator("html").get_attribute("data-theme") == "dark"
-    assert background("body") != "rgb(255, 255, 255)"
-    assert background(".bd-article figure img") == "rgb(255, 255, 255)"
     image = page.locator(".bd-article figure img").first
-    assert image.evaluate("node => getComputedStyle(node).filter") == "none"
+    shot = plt.imread(BytesIO(image.screenshot()))[..., :3]
+    script = "node => getComputedStyle(node).backgroundColor"
+    colour = page.locator("body").evaluate(script)
+    paper = np.array([int(part) for part in re.findall(r"\d+", colour)]) / 255
+    assert paper.max() < 0.2
+    assert np.abs(shot[2, 2] - paper).max() < 0.02
+    assert shot.min() >= paper.min() - 0.02 and shot.min(axis=2).max() > 0.8
 
 
 @pytest.mark.parametrize("clock", list(Clock))

@@ -1,11 +1,14 @@
 """What is recorded of quality: the right models, judged by what they may read."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from recsys_edu.data import Features, Histories, InteractionLog
-from recsys_edu.experiments import quality
+from recsys_edu.data import Features, Histories, InteractionLog, Split
+from recsys_edu.experiments import quality, record
 from recsys_edu.experiments.quality import _key, chosen, past_rate
 
 
@@ -94,6 +97,42 @@ def test_names_choose_logs_tasks_and_models(trained):
     assert not quality.asked(row_of("DIN", 1e-3, 0, 1.0), ["100K", "HSTU"])
     with pytest.raises(KeyError, match="BERT"):
         list(quality.runs(["BERT"]))
+
+
+def test_a_variant_is_trained_at_the_rate_of_its_base(trained, monkeypatch):
+    rows = [row_of("DIN", 1e-3, 0, 0.8), row_of("DIN", 3e-3, 0, 0.7)]
+    rows += [row_of("HSTU", 1e-3, 0, 0.1)]
+    recorded = record.Record(pd.DataFrame(rows), {})
+    monkeypatch.setattr(record, "load", lambda name: recorded)
+    models = dict.fromkeys(["DIN, wide", "HSTU, deep"], quality.MODELS["DIN"])
+
+    def vary(*names):
+        base = {name: name.partition(",")[0] for name in models}.get
+        return list(quality.vary(models, base, "100K", "next item", names, {}))
+
+    vary()
+    of_din, of_hstu = ("DIN, wide", 3e-3), ("HSTU, deep", 1e-3)
+    expected = [(*key, seed) for key in (of_din, of_hstu) for seed in (0, 1, 2)]
+    assert sorted(trained) == sorted(expected)
+    with pytest.raises(KeyError, match="BST"):
+        vary("BST")
+
+
+@pytest.mark.parametrize("name", ["naive DLRM", "HSTU"])
+def test_a_model_reads_no_more_events_than_its_own(name, monkeypatch):
+    model, asked = replace(quality.MODELS[name], events=7), []
+    monkeypatch.setitem(
+        quality.SCORING, "next item", lambda *_, max_events: asked.append(max_events)
+    )
+    monkeypatch.setattr(
+        quality, "score_rows", lambda *_, batching: np.array([batching() or 0.5])
+    )
+    split = Split(*(np.array([0]) for _ in range(3)))
+    log = SimpleNamespace(label=np.array([0.5]))
+    task = SimpleNamespace(name="next item", log=log, histories=None, split=split)
+    quality.score(model, None, task, split.test)
+    assert asked == [7]
+    assert model.recipe("next item", 1e-3).batching.keywords["max_events"] == 7
 
 
 def test_the_past_rate_reads_earlier_events_alone():

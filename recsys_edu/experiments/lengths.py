@@ -1,0 +1,48 @@
+"""What a longer history buys on the next item, over three seeds.
+
+Trains models as :mod:`recsys_edu.experiments.quality` does, at the learning rate that
+was chosen there, on the log of the longest histories, each with N events of a history
+in training and after it. Takes an hour and a half on two cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from recsys_edu.experiments import quality
+from recsys_edu.experiments.quality import KEY as KEY
+from recsys_edu.experiments.quality import NONE, Model, vary
+
+EVENTS = (5, 20, 100, 300, 1000)
+BASES = ("mean pooling", "append-cross, causal", "HSTU", "LIME-MHA")
+
+MODELS: dict[str, Model] = {
+    f"{name}, N = {n}": replace(quality.MODELS[name], events=n)
+    for n in EVENTS
+    for name in BASES
+}
+
+
+def base(name: str) -> str:
+    """The model that is given N events: what stands before the last comma."""
+    return name.rpartition(",")[0]
+
+
+def asked(row: Mapping, names: Sequence[str]) -> bool:
+    """Whether names of models mean a row."""
+    return row["model"] in names
+
+
+def runs(
+    names: Sequence[str] = (), done: Mapping[tuple, dict] = NONE
+) -> Iterator[dict]:
+    """A row for each of :data:`MODELS` (all, if none is named) and seed, as trained.
+
+    Args:
+        done: key -> row, of runs that need not be made again.
+
+    Raises:
+        KeyError: a name that is not among the models, or a base that is not recorded.
+    """
+    return vary(MODELS, base, "latest-small", "next item", names, done)
