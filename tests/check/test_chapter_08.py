@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from recsys_edu.attention.xor import xor_attention
-from recsys_edu.check import lime_xor as check
+from recsys_edu.check import chapter_08 as check
 
-PAGE = Path(__file__).parents[1] / "chapters" / "08_lime_xor.ipynb"
+PAGE = Path(__file__).parents[2] / "chapters" / "08_lime_xor.ipynb"
 CELLS = {cell["id"]: cell for cell in json.loads(PAGE.read_text())["cells"]}
 EXERCISES = range(1, 6)
 

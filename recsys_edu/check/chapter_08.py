@@ -1,4 +1,4 @@
-"""Checks of chapter 08's exercises: what they expect stands here, not on the page."""
+"""The checks of chapter 08's exercises: what they expect stands here, not there."""
 
 from __future__ import annotations
 
