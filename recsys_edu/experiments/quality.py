@@ -289,6 +289,7 @@ def chosen(runs: pd.DataFrame, log: str, task: str, model: str) -> float:
 
 def at_chosen_rates(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs of every model of every task and log at the rate chosen for it."""
+    runs = runs.reset_index(drop=True)  # of several records, an index comes again
     first = runs[runs.seed == 0]
     best = first.loc[first.groupby(["log", "task", "model"]).validation_ne.idxmin()]
     return runs.merge(best[["log", "task", "model", "rate"]])

@@ -34,6 +34,14 @@ def test_the_rate_is_chosen_on_validation_with_seed_0_alone():
         chosen(pd.DataFrame(rows), "100K", "next item", "BST")
 
 
+def test_runs_of_two_records_may_be_joined():
+    one = pd.DataFrame([row_of("DIN", 1e-3, 0, 0.8), row_of("DIN", 3e-3, 0, 0.7)])
+    other = pd.DataFrame([row_of("HSTU", 1e-3, 0, 0.2), row_of("HSTU", 3e-3, 0, 0.3)])
+    best = quality.at_chosen_rates(pd.concat([one, other]))
+    assert list(best.model) == ["DIN", "HSTU"]
+    assert list(best.rate) == [3e-3, 1e-3]
+
+
 class Inline:
     """A pool that does the work at once."""
 
