@@ -79,7 +79,9 @@ def exercise_3(attempt: Callable, model: nn.Module) -> bool:
         expected = model(user, item[:, None])[:, 0]
     wrong = mismatch(got, expected, 1e-4)
     if wrong is not None:
-        return claim(name, False, f"the scores of the rows, in their order: {wrong.text}")
+        return claim(
+            name, False, f"the scores of the rows, in their order: {wrong.text}"
+        )
     asked = recorder.users, recorder.items
     once = len(user.unique()), len(item.unique())
     return claim(
@@ -112,9 +114,7 @@ def broken(model: nn.Module) -> nn.Module:
     return model
 
 
-def exercise_5(
-    attempt: Callable, model: nn.Module, user: Tensor, item: Tensor
-) -> bool:
+def exercise_5(attempt: Callable, model: nn.Module, user: Tensor, item: Tensor) -> bool:
     """Mends what ``broken`` broke: hidden units are on for some rows, off for others.
 
     ``attempt`` changes the model it is given, and returns it.
