@@ -39,7 +39,7 @@ RIGHT = [
     (exercise.buckets, exact),
     (
         exercise.buckets,
-        lambda s: (1.0 + s.clamp(0)).double().log2().int().clamp(max=25),
+        lambda s: (1 + s.clamp(0)).double().log2().int().clamp(max=25),
     ),
     (exercise.folded, fold),
     (exercise.interleaved, interleave),
