@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recsys_edu.check import hstu as exercise
+from recsys_edu.check import chapter_06 as exercise
 
 
 def in_parts(q, pieces, n):
