@@ -127,8 +127,9 @@ def test_fit_is_a_plain_loop(data, averaging):
     generator = np.random.default_rng(7)
     for _ in range(3):
         order = generator.permutation(split.train)
-        for first in range(0, len(order), 500):
-            rows = order[first : first + 500]
+        groups = [order[first : first + 500] for first in range(0, len(order), 500)]
+        generator.shuffle(groups)
+        for rows in groups:
             logits = plain.logit(torch.from_numpy(log.item[rows])).squeeze(-1)
             loss = nn.functional.binary_cross_entropy_with_logits(
                 logits, torch.from_numpy(log.label[rows]).double()
