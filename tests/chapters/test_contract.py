@@ -46,6 +46,16 @@ def test_appendix_keeps_the_rest_of_it(appendix: Path) -> None:
     assert len(notebook["cells"]) <= 40
 
 
+def test_no_two_figures_of_the_book_share_a_name() -> None:
+    names = [
+        figure["name"]
+        for path in (*CHAPTERS, *APPENDICES)
+        for cell in json.loads(path.read_text())["cells"]
+        if "name" in (figure := cell["metadata"].get("mystnb", {}).get("figure", {}))
+    ]
+    assert len(names) == len(set(names)) > len(CHAPTERS), sorted(names)
+
+
 def test_there_are_chapters() -> None:
     assert CHAPTERS and APPENDICES, "none was found, so none was checked"
     assert set(RULES) >= OF_CHAPTERS
