@@ -1,18 +1,27 @@
-// What scrolls sideways says so: it fades out at its right until its end is in view.
+// What scrolls sideways says so: it fades out at its right until its end is in view. Of
+// maths the drawn part counts: beside it stands a hidden copy for screen readers.
 function markCut(box) {
-  const hidden = box.scrollWidth - box.clientWidth - box.scrollLeft;
+  const drawn = box.querySelector(":scope > mjx-math");
+  const hidden = drawn
+    ? drawn.getBoundingClientRect().right - box.getBoundingClientRect().right
+    : box.scrollWidth - box.clientWidth - box.scrollLeft;
   box.classList.toggle("tc-cut", hidden > 4);
 }
 
-addEventListener("load", () => {
+addEventListener("load", async () => {
+  await window.MathJax?.startup?.promise;
   const boxes = document.querySelectorAll(
-    ".bd-article :is(pre, .pst-scrollable-table-container, .tc-clock-table, .output)",
+    ".bd-article :is(pre, .pst-scrollable-table-container, .tc-clock-table, .output, "
+      + "mjx-container[display='true'])",
   );
   const watch = new ResizeObserver((seen) => seen.forEach((s) => markCut(s.target)));
   boxes.forEach((box) => {
     watch.observe(box);
     box.addEventListener("scroll", () => markCut(box), { passive: true });
   });
+});
+
+addEventListener("load", () => {
   // Words that a search led to are marked until the reader acts.
   addEventListener("click", () => {
     document.querySelectorAll("span.highlighted").forEach((word) => {

@@ -4,7 +4,8 @@ Judged within the request: how the rows of one request are ordered, see
 :mod:`recsys_edu.metrics`. Each of :data:`MODELS` is trained on a task of a log at each
 learning rate of :data:`RATES` with seed 0, and at the one of the lowest validation NE
 with the other seeds. Both are recorded: the search is a part of the result. As many
-runs at a time as there are cores, one thread each. Takes four hours on two cores.
+runs at a time as there are cores, one thread each. Takes twelve hours on two cores,
+most of them for the fusions that read the history anew for each candidate.
 """
 
 from __future__ import annotations

@@ -122,10 +122,13 @@ OVERFLOW = """async () => {
     margin: text.left,
     silent: [...article.querySelectorAll("*")].filter((box) => {
       const style = getComputedStyle(box);
-      const cut = box.scrollWidth > box.clientWidth + 4 && box.clientWidth > 0;
-      return cut && style.overflowX !== "visible" && style.display !== "inline"
-        && !box.closest("mjx-assistive-mml, .visually-hidden, .headerlink")
-        && style.maskImage === "none";
+      if (box.clientWidth === 0 || style.maskImage !== "none") return false;
+      if (box.matches("mjx-container")) { // beside it stands a copy that nobody sees
+        const drawn = box.querySelector("mjx-math").getBoundingClientRect();
+        return drawn.right > box.getBoundingClientRect().right + 4;
+      }
+      return box.scrollWidth > box.clientWidth + 4 && style.overflowX !== "visible"
+        && !box.closest(".math, .visually-hidden");
     }).map((box) => box.outerHTML.slice(0, 100)),
   };
 }"""
