@@ -1,6 +1,7 @@
 """Batches against plain loops over the log."""
 
 import dataclasses
+import itertools
 from itertools import chain
 
 import numpy as np
@@ -203,6 +204,7 @@ def test_rows_of_a_request_and_a_second_are_one_batch_row(
     rows = np.array(random.sample(range(len(log)), count), np.int64)
     kept = rows.copy()
     histories, seen, runs, sizes = Histories.from_log(log), [], [], []
+    widths = []
     for batch in batches(
         log,
         histories,
@@ -213,7 +215,9 @@ def test_rows_of_a_request_and_a_second_are_one_batch_row(
     ):
         request, real = batch.request, batch.row >= 0
         sizes.append(len(batch.row))
-        assert batch.row.shape[1] == real.sum(1).max()  # as wide as it must be
+        m = real.sum(1)
+        widths.append((m.min().item(), m.max().item()))
+        assert batch.row.shape[1] == m.max()  # as wide as it must be
         assert request.visible is None
         for b in range(len(batch.row)):
             own = batch.row[b][real[b]].numpy()
@@ -241,7 +245,12 @@ def test_rows_of_a_request_and_a_second_are_one_batch_row(
     else:  # there is no history to share, and so no padding to pay
         assert len(runs) == count
     full, rest = divmod(len(runs), batch_size)
+    if seed is not None:
+        widths.sort()  # shuffled batches come in any order
+        sizes.sort(reverse=True)
     assert sizes == [batch_size] * full + [rest] * (rest > 0)
+    # Requests of like M share a batch: none is narrower than one of the batch before.
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(widths))
     assert rows.tolist() == kept.tolist()  # the caller's array is left alone
 
 
