@@ -29,20 +29,8 @@ def base(name: str) -> str:
     return name.rpartition(",")[0]
 
 
-def asked(row: Mapping, names: Sequence[str]) -> bool:
-    """Whether names of models mean a row."""
-    return row["model"] in names
-
-
 def runs(
     names: Sequence[str] = (), done: Mapping[tuple, dict] = NONE
 ) -> Iterator[dict]:
-    """A row for each of :data:`MODELS` (all, if none is named) and seed, as trained.
-
-    Args:
-        done: key -> row, of runs that need not be made again.
-
-    Raises:
-        KeyError: a name that is not among the models, or a base that is not recorded.
-    """
+    """Rows of :data:`MODELS`, as :func:`~recsys_edu.experiments.quality.vary` says."""
     return vary(MODELS, base, "latest-small", "next item", names, done)

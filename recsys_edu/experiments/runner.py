@@ -122,7 +122,7 @@ def run(
             return True
         if hasattr(module, "asked"):
             return module.asked(row, names)
-        return row[key[0]] in names
+        return row["model" if "model" in key else key[0]] in names
 
     path = record.target() / f"{name}.json"
     unfinished = path.with_suffix(".unfinished")

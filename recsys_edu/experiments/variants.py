@@ -20,13 +20,13 @@ from recsys_edu.encoders.low_rank import LREA, TruncatedMHA
 from recsys_edu.experiments.quality import (
     AMORTIZED,
     BY_REQUEST,
-    KEY,  # noqa: F401  # of the rows here too
     NONE,
     Model,
     low_rank,
     transformer,
     vary,
 )
+from recsys_edu.experiments.quality import KEY as KEY
 
 
 class Uncontextual(LimeMHA):
@@ -149,20 +149,8 @@ def base(name: str) -> str:
     return name.partition(",")[0]
 
 
-def asked(row: Mapping, names: Sequence[str]) -> bool:
-    """Whether names of models mean a row."""
-    return row["model"] in names
-
-
 def runs(
     names: Sequence[str] = (), done: Mapping[tuple, dict] = NONE
 ) -> Iterator[dict]:
-    """A row for each of :data:`MODELS` (all, if none is named) and seed, as trained.
-
-    Args:
-        done: key -> row, of runs that need not be made again.
-
-    Raises:
-        KeyError: a name that is not among the models, or a base that is not recorded.
-    """
+    """Rows of :data:`MODELS`, as :func:`~recsys_edu.experiments.quality.vary` says."""
     return vary(MODELS, base, "100K", "next item", names, done)

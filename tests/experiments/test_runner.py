@@ -83,6 +83,18 @@ def test_what_is_recorded_at_this_commit_is_not_run_again_unless_asked():
     assert {*busy.ran} == EVERY and (recorded().auc == 0.7).all()
 
 
+def test_names_are_of_models_wherever_that_column_stands():
+    toy = experiment(auc=0.5)
+    toy.KEY = ("seed", "model")
+    first = toy.runs
+    toy.runs = lambda names, done: first(names, {key[::-1] for key in done})
+    runner.run(toy)
+    toy.ran.clear()
+    runner.run(toy, ["concat"], again=True)
+    assert set(toy.ran) == {("concat", seed) for seed in SEEDS}
+    assert len(recorded()) == 4
+
+
 def test_running_again_goes_on_after_a_kill_too():
     runner.run(experiment(auc=0.5))
     with pytest.raises(Killed):
