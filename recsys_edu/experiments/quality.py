@@ -40,9 +40,9 @@ from recsys_edu.encoders.stca import STCA
 from recsys_edu.encoders.target_attention import DIN
 from recsys_edu.encoders.two_tower import TwoTower
 from recsys_edu.experiments import record
-from recsys_edu.metrics import evaluate
+from recsys_edu.metrics import Interval, difference, evaluate
 from recsys_edu.positions import Recency, TimeGap
-from recsys_edu.ranking import by_request
+from recsys_edu.ranking import by_request, paired_bootstrap
 from recsys_edu.training import HISTORY, NAIVE, Batching, Fit, Recipe, fit, score_rows
 
 NONE: Mapping[tuple, dict] = MappingProxyType({})
@@ -294,6 +294,26 @@ def at_chosen_rates(runs: pd.DataFrame) -> pd.DataFrame:
     first = runs[runs.seed == 0]
     best = first.loc[first.groupby(["log", "task", "model"]).validation_ne.idxmin()]
     return runs.merge(best[["log", "task", "model", "rate"]])
+
+
+def gap(a: pd.DataFrame, b: pd.DataFrame) -> Interval:
+    """Within-request AUC of a less that of b: two models' runs on one task of one log.
+
+    Of the seeds that both have. The interval allows for other seeds (Welch) and for
+    other users (bootstrap, the same users for both): half-widths add as squares.
+
+    Raises:
+        ValueError: they have fewer than two seeds in common.
+    """
+    a, b = a.set_index("seed"), b.set_index("seed")
+    both = a.index.intersection(b.index)
+    seeds = difference(a.auc[both], b.auc[both])
+    weight = np.array(a.requests.iloc[0])  # how many requests a user has
+    means = [np.stack(runs.users[both].tolist()) for runs in (a, b)]  # [seeds, users]
+    users = paired_bootstrap(*means, np.arange(len(weight)), weight=weight)
+    half = np.hypot(users.high - users.low, seeds.high - seeds.low) / 2
+    mean = seeds.mean
+    return Interval(mean, mean - half, mean + half, len(both))
 
 
 def asked(row: Mapping, names: Sequence[str]) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from recsys_edu.data import Features, Histories, InteractionLog, Split
 from recsys_edu.experiments import quality, record
 from recsys_edu.experiments.quality import _key, chosen, past_rate
+from recsys_edu.metrics import difference
 
 
 def row_of(model, rate, seed, ne, log="100K", task="next item"):
@@ -40,6 +41,31 @@ def test_runs_of_two_records_may_be_joined():
     best = quality.at_chosen_rates(pd.concat([one, other]))
     assert list(best.model) == ["DIN", "HSTU"]
     assert list(best.rate) == [3e-3, 1e-3]
+
+
+def test_a_gap_is_of_the_seeds_that_both_have_and_of_both_doubts():
+    random = np.random.default_rng(0)
+    users, requests = random.uniform(0.6, 0.9, (5, 40)), random.integers(1, 9, 40)
+    rows = [
+        {"seed": seed, "users": list(u), "requests": list(requests)}
+        | {"auc": np.average(u, weights=requests)}
+        for seed, u in enumerate(users)
+    ]
+    a = pd.DataFrame(rows)
+    better = [{**r, "users": [u + 0.01 for u in r["users"]]} for r in rows]
+    b = pd.DataFrame([{**r, "auc": r["auc"] + 0.01} for r in better])[::-1][:3]
+    a.loc[a.seed < 2, "auc"] = 0.0  # of seeds that b has not
+    found = quality.gap(a, b)
+    same = a[a.seed >= 2]
+    seeds = difference(same.auc, b.auc)
+    # To these users b is better by as much as to any others: that doubt is none.
+    assert found.n == 3 and np.isclose(found.mean, -0.01)
+    assert np.isclose(found.high - found.low, seeds.high - seeds.low)
+    b["users"] = [list(np.add(u, random.normal(0, 0.1, 40))) for u in b.users]
+    wider = quality.gap(a, b)
+    assert wider.high - wider.low > 1.05 * (found.high - found.low)
+    with pytest.raises(ValueError, match="at least 2"):
+        quality.gap(a[a.seed < 3], b)
 
 
 class Inline:
